@@ -1,1 +1,10 @@
-//! x
+//! The sandbox: boots from one donated message, makes containers, keeps them, and ends as its root container ended.
+//!
+//! See `docs/ARCHITECTURE.md` for the processes. Only [`sys`] contains unsafe code.
+
+pub mod boot;
+pub mod container;
+pub mod init;
+pub mod loader;
+pub mod spawner;
+pub mod sys;

@@ -1,0 +1,4 @@
+//! System calls. The only modules of this crate with unsafe code; everything above speaks `OwnedFd` and `BorrowedFd`.
+
+pub mod misc;
+pub mod process;
