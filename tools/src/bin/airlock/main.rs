@@ -1,2 +1,195 @@
-//! x
-fn main(){}
+//! The `airlock` command line: what container engines expect of an OCI runtime, and what people need to try and to
+//! debug sandboxes.
+
+#![forbid(unsafe_code)]
+
+mod argv;
+mod cli;
+mod commands;
+mod global;
+mod logging;
+mod output;
+mod values;
+
+use airlock_wire::error::{Error, Result};
+use argv::Tail;
+use clap::{Args, CommandFactory, FromArgMatches};
+use cli::{Cli, GlobalArgs};
+use global::Global;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Exit status of `exec` when the program could not be started: any other could be the program's own.
+const EXEC_FAILED: u8 = 255;
+
+/// The OCI runtime specification that `--version` and `features` name.
+const OCI_VERSION: &str = "1.2.1";
+
+fn main() -> ExitCode {
+    let mut words = std::env::args_os();
+    words.next();
+    let words: Vec<OsString> = words.collect();
+    // The internal command starts every sandbox: nothing may come before it.
+    if words.first().is_some_and(|word| word == "boot") {
+        return commands::boot::run(&words[1..]);
+    }
+    airlock::inherited::snapshot();
+    std::panic::set_hook(Box::new(|info| {
+        let error = Error::failure(format!("airlock has a defect and stops: {info}"));
+        logging::report(None, &error);
+    }));
+    let globals = GlobalArgs::augment_args(clap::Command::new("airlock"));
+    let mut parsed = None;
+    let mut failed = 1;
+    match run(&globals, words, &mut parsed, &mut failed) {
+        Ok(code) => code,
+        Err(error) => {
+            logging::report(parsed.as_ref(), &error);
+            ExitCode::from(failed)
+        }
+    }
+}
+
+/// Runs the command that `words` name. Leaves the global options in `parsed` as soon as they are known, so that an
+/// error finds its log, and the exit status for an error in `failed`.
+fn run(
+    globals: &clap::Command,
+    words: Vec<OsString>,
+    parsed: &mut Option<GlobalArgs>,
+    failed: &mut u8,
+) -> Result<ExitCode> {
+    let split = argv::split(globals, words)?;
+    if split.version {
+        return version();
+    }
+    let Some(command) = split.command.as_ref().map(|c| c.to_string_lossy().into_owned()) else {
+        if split.help {
+            return help(&[]);
+        }
+        return Err(Error::invalid_argument("no command given; 'airlock --help' lists all"));
+    };
+    if split.help {
+        return help(&[OsString::from(command)]);
+    }
+    let args: GlobalArgs = parse(globals.clone(), split.globals)?;
+    *parsed = Some(args.clone());
+    if command == "exec" {
+        *failed = EXEC_FAILED;
+    }
+    dispatch(globals, &command, args, split.rest)
+}
+
+/// Builds the parser of the one command that is asked for, parses, and runs it.
+fn dispatch(
+    globals: &clap::Command,
+    command: &str,
+    global_args: GlobalArgs,
+    rest: Vec<OsString>,
+) -> Result<ExitCode> {
+    macro_rules! command {
+        ($name:literal, $module:ident, $args:ident, $tail:expr) => {{
+            let parser =
+                cli::$args::augment_args(clap::Command::new($name)).bin_name(concat!("airlock ", $name));
+            let rest = argv::normalise(&parser, globals, rest, $tail)?;
+            match try_parse::<cli::$args>(parser, rest)? {
+                Parsed::Args(args) => {
+                    logging::init(&global_args, $name)?;
+                    commands::$module::run(&Global::new(global_args, $name)?, args)
+                }
+                Parsed::Help(text) => output::print(&text).map(|()| ExitCode::SUCCESS),
+            }
+        }};
+    }
+    match command {
+        "do" => command!("do", do_, DoArgs, Tail::After(0)),
+        "run" => command!("run", run, RunArgs, Tail::None),
+        "create" => command!("create", create, CreateArgs, Tail::None),
+        "start" => command!("start", start, StartArgs, Tail::None),
+        "state" => command!("state", state, StateArgs, Tail::None),
+        "list" => command!("list", list, ListArgs, Tail::None),
+        "ps" => command!("ps", ps, PsArgs, Tail::Ps),
+        "exec" => command!("exec", exec, ExecArgs, Tail::After(1)),
+        "kill" => command!("kill", kill, KillArgs, Tail::None),
+        "delete" => command!("delete", delete, DeleteArgs, Tail::None),
+        "wait" => command!("wait", wait, WaitArgs, Tail::None),
+        "pause" => command!("pause", pause, PauseArgs, Tail::None),
+        "resume" => command!("resume", resume, ResumeArgs, Tail::None),
+        "events" => command!("events", events, EventsArgs, Tail::None),
+        "update" => command!("update", update, UpdateArgs, Tail::None),
+        "spec" => command!("spec", spec, SpecArgs, Tail::After(0)),
+        "features" => command!("features", features, FeaturesArgs, Tail::None),
+        "call" => command!("call", call, CallArgs, Tail::None),
+        "completions" => command!("completions", completions, CompletionsArgs, Tail::None),
+        "man" => command!("man", man, ManArgs, Tail::None),
+        "help" => help(&rest),
+        "version" => version(),
+        other => {
+            let tree = Cli::command();
+            let names = tree.get_subcommands().map(clap::Command::get_name);
+            let hint = match argv::near(other, names).as_slice() {
+                [] => "'airlock --help' lists all".to_owned(),
+                found => format!("did you mean {}?", found.join(" or ")),
+            };
+            Err(Error::invalid_argument(format!("unknown command '{other}': {hint}")))
+        }
+    }
+}
+
+/// What a command's words came to.
+enum Parsed<T> {
+    /// Its options.
+    Args(T),
+    /// They ask for help, which is this.
+    Help(String),
+}
+
+fn try_parse<T: FromArgMatches>(parser: clap::Command, words: Vec<OsString>) -> Result<Parsed<T>> {
+    let parser = parser.no_binary_name(true).args_override_self(true);
+    let result = parser.try_get_matches_from(words).and_then(|matches| T::from_arg_matches(&matches));
+    match result {
+        Ok(args) => Ok(Parsed::Args(args)),
+        Err(e) if e.kind() == clap::error::ErrorKind::DisplayHelp => Ok(Parsed::Help(e.to_string())),
+        Err(e) => Err(Error::invalid_argument(usage_message(&e.to_string()))),
+    }
+}
+
+fn parse<T: FromArgMatches>(parser: clap::Command, words: Vec<OsString>) -> Result<T> {
+    match try_parse(parser, words)? {
+        Parsed::Args(args) => Ok(args),
+        Parsed::Help(_) => Err(Error::invalid_argument("help is not an option here")),
+    }
+}
+
+/// The parser's explanation as one line: what is wrong, without the usage that follows.
+fn usage_message(rendered: &str) -> String {
+    let wrong = rendered.split("\n\nUsage:").next().unwrap_or(rendered);
+    let wrong = wrong.split("\n\nFor more information").next().unwrap_or(wrong);
+    logging::one_line(wrong.strip_prefix("error: ").unwrap_or(wrong))
+}
+
+fn version() -> Result<ExitCode> {
+    let commit = option_env!("AIRLOCK_COMMIT").unwrap_or("unknown");
+    let text =
+        format!("airlock version {}\ncommit: {commit}\nspec: {OCI_VERSION}\n", env!("CARGO_PKG_VERSION"));
+    output::print(&text).map(|()| ExitCode::SUCCESS)
+}
+
+/// Help of airlock, or of the command that `words` begin with.
+fn help(words: &[OsString]) -> Result<ExitCode> {
+    let mut tree = Cli::command();
+    tree.build();
+    let text = match words.first() {
+        None => tree.render_long_help().to_string(),
+        Some(name) => {
+            let name = name.to_string_lossy();
+            let command = tree.find_subcommand_mut(&*name).ok_or_else(|| {
+                Error::invalid_argument(format!("unknown command '{name}': 'airlock --help' lists all"))
+            })?;
+            command.render_long_help().to_string()
+        }
+    };
+    output::print(&text).map(|()| ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,24 @@
+//! One file a command. Each has `run`, which gets the global options and its own, and returns the exit status or the
+//! error that ends the program with status 1 (255 for `exec`).
+
+pub mod boot;
+pub mod call;
+pub mod completions;
+pub mod create;
+pub mod delete;
+pub mod do_;
+pub mod events;
+pub mod exec;
+pub mod features;
+pub mod kill;
+pub mod list;
+pub mod man;
+pub mod pause;
+pub mod ps;
+pub mod resume;
+pub mod run;
+pub mod spec;
+pub mod start;
+pub mod state;
+pub mod update;
+pub mod wait;
