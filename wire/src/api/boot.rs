@@ -34,6 +34,7 @@ pub enum Namespace {
 
 /// Cgroup hierarchies of one container, opened by the parent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct CgroupFds {
     /// True for a pure v2 tree: `dirs` has then one entry with an empty `controllers` text.
     pub v2: bool,
@@ -60,6 +61,7 @@ pub struct CgroupDir {
 /// Everything a container needs besides its name: shared by the boot message (root container) and
 /// `Airlock.PrepareSubcontainer`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ContainerFds {
     /// stdin, stdout, stderr; empty when the spec asks for a terminal.
     pub stdio: Vec<Fd>,

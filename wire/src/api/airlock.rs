@@ -1,0 +1,133 @@
+//! `Airlock`: what gVisor's interface has no method for. airlock's own command line uses it.
+
+use super::boot::ContainerFds;
+use super::types::{Empty, GoferMountConf, Json, SpecJson};
+use crate::method::MethodInfo;
+use serde::{Deserialize, Serialize};
+
+crate::methods! {
+    receiver "Airlock";
+    /// Lets a sandbox that waits in `BootReply::Held` go on: the parent's hooks are done.
+    Continue: Empty => Empty;
+    /// Creates a further container up to the point where only its program is missing (OCI `create`).
+    PrepareSubcontainer: PrepareArgs => Prepared, fds "in: those that `fds` names; out: the console's master, then the seccomp listener, each if there is one";
+    /// Starts a created container, root or other (OCI `start`).
+    StartContainer: ContainerId => Empty;
+    /// Waits until a process exits; the result is its wait status. If the caller hangs up first, the process is
+    /// killed.
+    Supervise: SuperviseArgs => u32;
+    /// Executes a further process in a container, as the OCI `process` object describes it.
+    Exec: ExecRequest => ExecReply, fds "in: those that `fds` names; out: the console's master if there is one";
+    /// Describes a container.
+    Info: ContainerId => ContainerInfo;
+    /// Describes every container, the root container first.
+    List: Empty => Vec<ContainerInfo>;
+    /// Lists every method that this sandbox answers.
+    Methods: Empty => Json<Vec<MethodInfo>>;
+    /// Sends a signal that a proxy process received to the process that it stands for.
+    SignalForward: SignalForwardArgs => Empty;
+}
+
+/// Names a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ContainerId {
+    /// The container's ID.
+    pub cid: String,
+}
+
+/// Argument of [`PrepareSubcontainer`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PrepareArgs {
+    /// The new container's ID.
+    pub cid: String,
+    /// Its spec.
+    pub spec: SpecJson,
+    /// The bundle directory, as text (for `state`, never opened).
+    pub bundle: String,
+    /// What the descriptors of this call are.
+    pub fds: ContainerFds,
+    /// How the gofer mounts were made; `[0]` is the rootfs.
+    pub gofer_mount_confs: Vec<GoferMountConf>,
+}
+
+/// Result of [`PrepareSubcontainer`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Prepared {
+    /// The init's pid in the sandbox's pid namespace.
+    pub init_pid: i32,
+    /// A pty master is the first descriptor of the reply.
+    pub has_console: bool,
+    /// A seccomp listener is the last descriptor of the reply.
+    pub has_seccomp_listener: bool,
+}
+
+/// Argument of [`Supervise`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SuperviseArgs {
+    /// The container's ID.
+    pub cid: String,
+    /// Pid in the container's pid namespace as [`Exec`] answered it; 0 for the container's init.
+    pub pid: i32,
+}
+
+/// Argument of [`Exec`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExecRequest {
+    /// The container's ID.
+    pub cid: String,
+    /// An OCI `process` object.
+    pub process: SpecJson,
+    /// What the descriptors of this call are: `stdio`, `pass`, `exec` and `tty`; the others stay empty.
+    pub fds: ContainerFds,
+}
+
+/// Result of [`Exec`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExecReply {
+    /// Pid in the container's pid namespace.
+    pub pid: i32,
+    /// Pid in the sandbox's pid namespace.
+    pub sandbox_pid: i32,
+    /// A pty master is the reply's descriptor.
+    pub has_console: bool,
+}
+
+/// A container as [`Info`] and [`List`] describe it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ContainerInfo {
+    /// The container's ID.
+    pub cid: String,
+    /// `creating`, `created`, `running`, `paused` or `stopped`.
+    pub status: String,
+    /// The init's pid in the sandbox's pid namespace; 0 before there is one.
+    pub init_pid: i32,
+    /// Wait status of the init, once it has exited.
+    pub exit_status: Option<u32>,
+    /// Why it ended, if that was not its own doing; empty otherwise.
+    pub reason: String,
+    /// When it was created, RFC 3339; empty before.
+    pub created: String,
+    /// When its program started, RFC 3339; empty before.
+    pub started: String,
+    /// When it ended, RFC 3339; empty before.
+    pub finished: String,
+}
+
+/// Argument of [`SignalForward`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SignalForwardArgs {
+    /// The container's ID.
+    pub cid: String,
+    /// Pid in the container's pid namespace; 0 for the container's init.
+    pub pid: i32,
+    /// Signal number, 1 to 64.
+    pub signo: i32,
+}

@@ -1,0 +1,494 @@
+//! `containerManager`: containers and their processes (gVisor's `runsc/boot/controller.go`).
+
+use super::types::{Empty, GoferMountConf, Json, List, RawJson, SpecJson};
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+crate::methods! {
+    receiver "containerManager";
+    /// Starts the root container, which was made with the sandbox; returns once its program runs. The argument is
+    /// the container's ID.
+    StartRoot: String => Empty;
+    /// Reserves the ID of a further container.
+    CreateSubcontainer: CreateArgs => Empty, fds "in: none, or the terminal (a pty replica)";
+    /// Starts a container whose ID was reserved; returns once its program runs.
+    StartSubcontainer: StartArgs => Empty, fds "in: stdin, stdout, stderr (unless terminal), overlay filestores, /dev, rootfs upper tar, then rootfs and bind mounts";
+    /// Kills every process of a container, waits for their end and forgets its ID.
+    DestroySubcontainer: String => Empty;
+    /// Executes a further process in a container; the result is its pid in the container's pid namespace.
+    ExecuteAsync: ExecArgs => i32, fds "in: one for each of GuestFDs (0, 1, 2 … when absent), then optionally the program";
+    /// Lists the processes of a container (of all containers for an empty ID), by pid in the root container's pid
+    /// namespace; null when there are none.
+    Processes: String => List<Process>;
+    /// Sends a signal to one process, a container, a terminal's foreground process group or a process group.
+    Signal: SignalArgs => Empty;
+    /// Waits until a container's init has exited; the result is its wait status, which stays readable until the
+    /// container is destroyed.
+    Wait: String => u32;
+    /// Waits for a process that ExecuteAsync started; the result is its wait status.
+    WaitPID: WaitPidArgs => u32;
+    /// Pauses every process of every container; nests with Resume.
+    Pause: Empty => Empty;
+    /// Undoes one Pause.
+    Resume: Empty => Empty;
+    /// Resource usage of a container as runc's `events --stats` shows it.
+    Event: String => Json<EventOut>;
+    /// State of a container: 1 created, 2 running, 3 stopped or unknown.
+    ContainerRuntimeState: String => RuntimeState;
+}
+
+/// State of a container as [`ContainerRuntimeState`] answers it; a number on the wire.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "i32", from = "i32")]
+pub enum RuntimeState {
+    /// 0, and every number without a meaning.
+    #[default]
+    Invalid,
+    /// 1: created, not started.
+    Creating,
+    /// 2: running (or paused).
+    Running,
+    /// 3: stopped, or unknown.
+    Stopped,
+}
+
+impl From<RuntimeState> for i32 {
+    fn from(state: RuntimeState) -> Self {
+        state as i32
+    }
+}
+
+impl From<i32> for RuntimeState {
+    fn from(n: i32) -> Self {
+        match n {
+            1 => Self::Creating,
+            2 => Self::Running,
+            3 => Self::Stopped,
+            _ => Self::Invalid,
+        }
+    }
+}
+
+/// Argument of [`CreateSubcontainer`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CreateArgs {
+    /// The new container's ID.
+    #[serde(rename = "CID")]
+    pub cid: String,
+}
+
+/// Argument of [`StartSubcontainer`], in every spelling since 2022: the first three fields are all that 2022 had;
+/// `NumOverlayFilestoreFDs` and `OverlayMediums` are August 2024's names, the others March 2025's and later.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StartArgs {
+    /// The container's OCI spec.
+    #[serde(rename = "Spec")]
+    pub spec: SpecJson,
+    /// runsc's configuration; must be there, but airlock uses nothing of it.
+    #[serde(rename = "Conf")]
+    pub conf: RawJson,
+    /// The container's ID.
+    #[serde(rename = "CID")]
+    pub cid: String,
+    /// Number of overlay filestore descriptors.
+    #[serde(rename = "NumGoferFilestoreFDs", alias = "NumOverlayFilestoreFDs")]
+    pub num_gofer_filestore_fds: i32,
+    /// A descriptor for `/dev` is among them.
+    #[serde(rename = "IsDevIoFilePresent")]
+    pub is_dev_io_file_present: bool,
+    /// How the gofer mounts were made: the rootfs, then the bind mounts in the order of the spec.
+    #[serde(rename = "GoferMountConfs", alias = "OverlayMediums")]
+    pub gofer_mount_confs: Vec<GoferMountConf>,
+    /// A tar archive for the rootfs' upper layer is among the descriptors.
+    #[serde(rename = "IsRootfsUpperTarFilePresent")]
+    pub is_rootfs_upper_tar_file_present: bool,
+}
+
+/// Which of the descriptors of a [`StartSubcontainer`] call is what, as indices into them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StartLayout {
+    /// stdin, stdout and stderr; empty when the container has a terminal.
+    pub stdio: Range<usize>,
+    /// Overlay filestores.
+    pub filestores: Range<usize>,
+    /// The one for `/dev`.
+    pub dev: Option<usize>,
+    /// The rootfs' upper tar archive.
+    pub rootfs_upper_tar: Option<usize>,
+    /// The rootfs, then the bind mounts; at least one.
+    pub gofer: Range<usize>,
+}
+
+impl StartArgs {
+    /// Assigns `count` descriptors to their purposes; `terminal` is the spec's `process.terminal`.
+    ///
+    /// Fails with gVisor's text when there are too few.
+    pub fn layout(&self, terminal: bool, count: usize) -> Result<StartLayout> {
+        let filestores = usize::try_from(self.num_gofer_filestore_fds).map_err(|_| {
+            Error::invalid_argument(format!(
+                "start arguments name {} filestores; the number must be 0 or greater",
+                self.num_gofer_filestore_fds
+            ))
+        })?;
+        let stdio = if terminal { 0 } else { 3 };
+        let single =
+            usize::from(self.is_dev_io_file_present) + usize::from(self.is_rootfs_upper_tar_file_present);
+        let least = filestores.saturating_add(stdio + single + 1);
+        if count < least {
+            return Err(Error::invalid_argument(format!(
+                "start arguments must contain at least {least} FDs, but only got {count}"
+            )));
+        }
+        let mut next = stdio + filestores;
+        let mut one = |present: bool| {
+            present.then(|| {
+                next += 1;
+                next - 1
+            })
+        };
+        let dev = one(self.is_dev_io_file_present);
+        let rootfs_upper_tar = one(self.is_rootfs_upper_tar_file_present);
+        Ok(StartLayout {
+            stdio: 0..stdio,
+            filestores: stdio..stdio + filestores,
+            dev,
+            rootfs_upper_tar,
+            gofer: next..count,
+        })
+    }
+}
+
+/// Argument of [`ExecuteAsync`] and [`Proc.Exec`](super::proc::Exec) (gVisor's `control.ExecArgs`).
+///
+/// gVisor's further keys are pointers to kernel objects that only its server fills in; they are ignored.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExecArgs {
+    /// Path of the program; empty to look up `argv[0]` in `PATH`, or to execute the last descriptor.
+    pub filename: String,
+    /// Arguments, the program's name first.
+    pub argv: Vec<String>,
+    /// Environment, `NAME=value`.
+    pub envv: Vec<String>,
+    /// Working directory; empty for `/`.
+    #[serde(rename = "wd")]
+    pub working_directory: String,
+    /// User id in the container.
+    #[serde(rename = "KUID")]
+    pub kuid: u32,
+    /// Group id in the container.
+    #[serde(rename = "KGID")]
+    pub kgid: u32,
+    /// Supplementary group ids.
+    #[serde(rename = "ExtraKGIDs")]
+    pub extra_kgids: Vec<u32>,
+    /// Sets `PR_SET_NO_NEW_PRIVS`; runsc of 2022 does not send it.
+    #[serde(rename = "NoNewPrivileges")]
+    pub no_new_privileges: bool,
+    /// Capability sets; `None` for no capabilities.
+    #[serde(rename = "Capabilities")]
+    pub capabilities: Option<TaskCapabilities>,
+    /// The first descriptors are a pty replica, which becomes the controlling terminal.
+    #[serde(rename = "StdioIsPty")]
+    pub stdio_is_pty: bool,
+    /// gVisor may make a terminal from any descriptor; airlock's always can.
+    #[serde(rename = "SupportTTYs")]
+    pub support_ttys: bool,
+    /// The number in the process of each descriptor. Absent or null (2022): 0, 1, 2 and so on.
+    #[serde(rename = "GuestFDs")]
+    pub guest_fds: Option<Vec<i32>>,
+    /// The container's ID.
+    #[serde(rename = "ContainerID")]
+    pub container_id: String,
+}
+
+/// Which of the descriptors of an exec call is what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecLayout {
+    /// For each descriptor in turn, its number in the new process.
+    pub guest: Vec<i32>,
+    /// Index of the program's descriptor.
+    pub program: Option<usize>,
+}
+
+impl ExecArgs {
+    /// Assigns `count` descriptors to their purposes.
+    ///
+    /// With `GuestFDs` there may be one descriptor more than it names: the program. Fails with gVisor's texts when
+    /// the numbers do not match, are negative, or a program is given both as a descriptor and as `filename`.
+    pub fn layout(&self, count: usize) -> Result<ExecLayout> {
+        let Some(guest) = &self.guest_fds else {
+            let guest = (0..).take(count).collect();
+            return Ok(ExecLayout { guest, program: None });
+        };
+        let program = match count.checked_sub(guest.len()) {
+            Some(0) => None,
+            Some(1) if self.filename.is_empty() => Some(count - 1),
+            Some(1) => {
+                return Err(Error::invalid_argument(
+                    "process must either be started from a file or a filename, not both",
+                ));
+            }
+            _ => {
+                return Err(Error::invalid_argument(
+                    "creating fd map: length of payload files does not match length of file descriptor array",
+                ));
+            }
+        };
+        if guest.iter().any(|fd| *fd < 0) {
+            return Err(Error::invalid_argument("guest file descriptors must be 0 or greater"));
+        }
+        Ok(ExecLayout { guest: guest.clone(), program })
+    }
+}
+
+/// Capability sets as bit masks, bit n for capability number n of capabilities(7).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TaskCapabilities {
+    /// Permitted set.
+    #[serde(rename = "PermittedCaps")]
+    pub permitted: u64,
+    /// Inheritable set.
+    #[serde(rename = "InheritableCaps")]
+    pub inheritable: u64,
+    /// Effective set.
+    #[serde(rename = "EffectiveCaps")]
+    pub effective: u64,
+    /// Bounding set.
+    #[serde(rename = "BoundingCaps")]
+    pub bounding: u64,
+    /// Ambient set.
+    #[serde(rename = "AmbientCaps")]
+    pub ambient: u64,
+}
+
+/// Argument of [`Signal`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SignalArgs {
+    /// The container's ID.
+    #[serde(rename = "CID")]
+    pub cid: String,
+    /// Signal number, 0 to 64; 0 only checks that the target exists.
+    #[serde(rename = "Signo")]
+    pub signo: i32,
+    /// A pid in the root container's pid namespace, or one that ExecuteAsync answered; what it means depends on
+    /// the mode, 0 stands for the container's init.
+    #[serde(rename = "PID")]
+    pub pid: i32,
+    /// The delivery mode's number; see [`SignalArgs::delivery`].
+    #[serde(rename = "Mode")]
+    pub mode: i32,
+}
+
+/// To whom a signal is delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SignalMode {
+    /// 0: one process.
+    Process,
+    /// 1: all processes of the container; `PID` must be 0.
+    AllProcesses,
+    /// 2: the foreground process group of the terminal of `PID`.
+    ForegroundProcessGroup,
+    /// 3: the process group `PID`.
+    ProcessGroup,
+}
+
+impl SignalArgs {
+    /// The delivery mode; an error for a number without a meaning (where gVisor panics).
+    pub fn delivery(&self) -> Result<SignalMode> {
+        match self.mode {
+            0 => Ok(SignalMode::Process),
+            1 => Ok(SignalMode::AllProcesses),
+            2 => Ok(SignalMode::ForegroundProcessGroup),
+            3 => Ok(SignalMode::ProcessGroup),
+            n => Err(Error::invalid_argument(format!(
+                "unknown signal delivery mode {n}: use 0 (process), 1 (all), 2 (foreground process group) or 3 (process group)"
+            ))),
+        }
+    }
+}
+
+/// Argument of [`WaitPID`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WaitPidArgs {
+    /// The pid in the container's pid namespace, as [`ExecuteAsync`] answered it.
+    #[serde(rename = "PID")]
+    pub pid: i32,
+    /// The container's ID.
+    #[serde(rename = "CID")]
+    pub cid: String,
+}
+
+/// One process in the result of [`Processes`] (gVisor's `control.Process`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Process {
+    /// Real user id.
+    pub uid: u32,
+    /// Pid in the root container's pid namespace.
+    pub pid: i32,
+    /// Parent's pid; 0 when it is not in that namespace.
+    pub ppid: i32,
+    /// Process group id; runsc of 2022 has none.
+    pub pgid: i32,
+    /// Thread ids.
+    pub threads: List<i32>,
+    /// Processor use in percent, 0 to 99.
+    pub c: i32,
+    /// `?` or `pts/N`.
+    pub tty: String,
+    /// Start time: `15:04` today, `Jan02` this year, else `2006`.
+    pub stime: String,
+    /// Processor time as a Go duration (`1.23s`).
+    pub time: String,
+    /// Command name.
+    pub cmd: String,
+}
+
+/// Result of [`Event`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EventOut {
+    /// The event as the command line prints it.
+    pub event: StatsEvent,
+    /// Processor time of every container in nanoseconds, by container ID.
+    #[serde(rename = "containerUsage")]
+    pub container_usage: BTreeMap<String, u64>,
+}
+
+/// A `stats` event in runc's form.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StatsEvent {
+    /// Always `stats`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The container's ID.
+    pub id: String,
+    /// The figures.
+    pub data: Stats,
+}
+
+/// Resource usage of a container. Memory in bytes, time in nanoseconds; a zero is left out where gVisor leaves it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stats {
+    /// Processor.
+    pub cpu: Cpu,
+    /// Memory.
+    pub memory: Memory,
+    /// Number of processes.
+    pub pids: Pids,
+    /// Interfaces of the sandbox's network namespace; runsc of 2022 has none.
+    pub network_interfaces: List<NetworkInterface>,
+}
+
+/// Processor usage.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cpu {
+    /// Time used.
+    pub usage: CpuUsage,
+}
+
+/// Processor time in nanoseconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CpuUsage {
+    /// In the kernel.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub kernel: u64,
+    /// In user mode.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub user: u64,
+    /// Both.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub total: u64,
+    /// For each processor.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub percpu: Vec<u64>,
+}
+
+/// Memory usage.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Memory {
+    /// Page cache.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cache: u64,
+    /// All memory.
+    pub usage: MemoryEntry,
+    /// Swap.
+    pub swap: MemoryEntry,
+    /// Kernel memory.
+    pub kernel: MemoryEntry,
+    /// Kernel memory for TCP.
+    #[serde(rename = "kernelTCP")]
+    pub kernel_tcp: MemoryEntry,
+    /// The controller's raw figures.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub raw: BTreeMap<String, u64>,
+}
+
+/// One kind of memory, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemoryEntry {
+    /// The limit; 0 for none.
+    pub limit: u64,
+    /// Now in use.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub usage: u64,
+    /// Highest use so far.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub max: u64,
+    /// How often the limit was hit.
+    pub failcnt: u64,
+}
+
+/// Number of processes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pids {
+    /// Now.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub current: u64,
+    /// The limit; 0 for none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub limit: u64,
+}
+
+/// Counters of a network interface.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct NetworkInterface {
+    /// Its name.
+    pub name: String,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Receive errors.
+    pub rx_errors: u64,
+    /// Packets dropped on receipt.
+    pub rx_dropped: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Send errors.
+    pub tx_errors: u64,
+    /// Packets dropped on sending.
+    pub tx_dropped: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}

@@ -1,0 +1,10 @@
+//! `debug`: looking into a sandbox.
+
+use super::types::Empty;
+
+crate::methods! {
+    receiver "debug";
+    /// Stacks of every thread of the sandbox process, and for every container process its state, wait channel and
+    /// kernel stack where the kernel shows it.
+    Stacks: Empty => String;
+}

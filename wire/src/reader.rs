@@ -1,0 +1,1 @@
+//! Reads messages of either dialect off a stream.
