@@ -1,4 +1,6 @@
 //! System calls. The only modules of this crate with unsafe code; everything above speaks `OwnedFd` and `BorrowedFd`.
 
 pub mod misc;
+pub mod mount;
 pub mod process;
+pub mod seccomp;

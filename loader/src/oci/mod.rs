@@ -1,0 +1,4 @@
+//! The rules of the OCI runtime spec: what its entries mean and which are refused.
+
+pub mod mounts;
+pub mod validate;
