@@ -195,6 +195,12 @@ pub fn dup_onto(from: BorrowedFd<'_>, to: RawFd) -> Result<()> {
     Errno::result(unsafe { libc::dup2(from.as_raw_fd(), to) }).map(drop)
 }
 
+/// Sets close-on-exec on descriptor number `fd`, if it is open.
+pub fn set_cloexec(fd: RawFd) {
+    // SAFETY: no pointers; nothing is closed before exec.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+}
+
 /// Duplicates `fd` to a number of at least `min`, close-on-exec.
 ///
 /// # Errors
@@ -272,9 +278,8 @@ pub fn cap_permitted() -> Result<u64> {
 /// Sets real, effective and saved ids without glibc's broadcast to other threads.
 ///
 /// # Errors
-/// `EPERM`, `EINVAL` when the id is not mapped.
-pub fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
-    set_groups(groups)?;
+/// `EPERM`, `EINVAL` when an id is not mapped.
+pub fn set_uid_gid(uid: u32, gid: u32) -> Result<()> {
     // SAFETY: no pointers are passed.
     Errno::result(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
     // SAFETY: no pointers are passed.

@@ -1,0 +1,141 @@
+//! An additional process of a running container (`exec`).
+#![forbid(unsafe_code)]
+
+use super::fds::{self, OrderFds};
+use super::identity::{self, Program};
+use super::plan::{Answer, ExecOrder};
+use super::{Outcome, mounts, paths};
+use crate::seccomp;
+use crate::sys::{misc, process};
+use airlock_wire::binary;
+use airlock_wire::error::{Error, Result};
+use oci_spec::runtime::Process;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+pub(super) fn run(channel: UnixStream, order: ExecOrder, fds: Vec<OwnedFd>) -> Outcome {
+    match prepare(&order, fds) {
+        Ok(mut ready) => {
+            let placed = fds::place(channel, &mut ready.exec, ready.stdio, ready.pass);
+            let (channel, passed) = match placed {
+                Ok(x) => x,
+                // The channel went with the descriptors; the loader sees it close.
+                Err(_) => process::exit_now(255),
+            };
+            let outcome = (|| {
+                if let Some(size) = ready.console_size {
+                    misc::set_controlling_terminal(ready.tty_after_place.as_fd())?;
+                    if size != (0, 0) {
+                        misc::set_window_size(ready.tty_after_place.as_fd(), size.0, size.1)?;
+                    }
+                }
+                identity::apply_affinity(ready.affinity.final_cpus.as_ref())?;
+                identity::apply_limits(&ready.process)?;
+                Program::resolve(&ready.process, ready.exec.take())
+            })();
+            let program = match outcome {
+                Ok(program) => program,
+                Err(e) => return Err((channel, e)),
+            };
+            let answer = Answer::Ready {
+                pid: nix::unistd::getpid().as_raw(),
+                console: ready.master.is_some(),
+                listener: false,
+                devpts: false,
+            };
+            let master: Vec<_> = ready.master.iter().map(AsFd::as_fd).collect();
+            if let Err(e) = binary::send(&channel, &answer, &master) {
+                return Err((channel, e));
+            }
+            drop(ready.master);
+            let filter = ready.seccomp;
+            let error = program.execute(&passed, || match &filter {
+                Some(filter) => filter.install().map(drop).map_err(|e| Error::from(e).context("loading seccomp filter")),
+                None => Ok(()),
+            });
+            Err((channel, error))
+        }
+        Err(e) => Err((channel, e)),
+    }
+}
+
+struct Affinity {
+    final_cpus: Option<String>,
+}
+
+struct Prepared {
+    process: Process,
+    exec: Option<OwnedFd>,
+    stdio: Vec<OwnedFd>,
+    pass: Vec<(i32, OwnedFd)>,
+    /// Set when the process has a terminal: rows and columns, 0 for "as it is".
+    console_size: Option<(u16, u16)>,
+    tty_after_place: OwnedFd,
+    master: Option<OwnedFd>,
+    affinity: Affinity,
+    seccomp: Option<seccomp::Program>,
+}
+
+fn prepare(order: &ExecOrder, fds: Vec<OwnedFd>) -> Result<Prepared> {
+    let process: Process = serde_json::from_str(&order.process)
+        .map_err(|e| Error::invalid_argument(format!("process: {e}")))?;
+    let mut fds = OrderFds::take(&order.fds, fds)?;
+    nix::unistd::setsid()?;
+    let affinity = process.exec_cpu_affinity().as_ref();
+    identity::apply_affinity(affinity.and_then(|a| a.initial().as_ref()))?;
+    let final_cpus = affinity.and_then(|a| a.cpu_affinity_final().clone());
+    fds::join_cgroups(&fds.cgroup_join)?;
+    let init = fds.init.take().ok_or_else(|| Error::failure("no init to enter"))?;
+    process::setns(
+        init.as_fd(),
+        libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET,
+    )
+    .map_err(|e| Error::from(e).context("entering the container's namespaces (has it just stopped?)"))?;
+    drop(init);
+    if process.oom_score_adj().is_some() {
+        super::write_oom_score(&paths::ProcHandle::open()?, process.oom_score_adj())?;
+    }
+    let terminal = process.terminal().unwrap_or(false);
+    let mut master = None;
+    let mut stdio = fds.stdio;
+    if terminal {
+        let tty = match (fds.tty, fds.devpts) {
+            (Some(tty), _) => tty,
+            (None, Some(devpts)) => {
+                let (m, peer) = mounts::open_console(devpts.as_fd())?;
+                master = Some(m);
+                peer
+            }
+            (None, None) => {
+                return Err(Error::invalid_argument(
+                    "a terminal is wanted, but the container has no devpts mount and no terminal was donated",
+                ));
+            }
+        };
+        stdio = vec![tty.try_clone()?, tty.try_clone()?, tty];
+    }
+    let size = process.console_size();
+    let console_size =
+        terminal.then(|| size.map_or((0, 0), |s| (s.height() as u16, s.width() as u16)));
+    let tty_after_place = match stdio.first() {
+        Some(fd) => fd.try_clone()?,
+        None => return Err(Error::invalid_argument("no standard streams were given")),
+    };
+    let seccomp = order
+        .seccomp
+        .as_deref()
+        .map(seccomp::Program::from_bytes)
+        .transpose()
+        .map_err(|e| Error::failure(format!("seccomp program: {e}")))?;
+    Ok(Prepared {
+        process,
+        exec: fds.exec,
+        stdio,
+        pass: fds.pass,
+        console_size,
+        tty_after_place,
+        master,
+        affinity: Affinity { final_cpus },
+        seccomp,
+    })
+}

@@ -1,0 +1,200 @@
+//! The loader: keeps the sandbox's containers. The controller's handlers call it; all methods may be called from any
+//! thread.
+#![forbid(unsafe_code)]
+
+mod exec;
+mod lifecycle;
+mod parts;
+mod pause;
+mod signal;
+
+pub use exec::{ExecRequest, Executed};
+pub use lifecycle::Prepared;
+pub use parts::ContainerParts;
+pub use signal::DeliveryMode;
+
+use crate::container::{Container, Process, State, lock};
+use crate::procfs::ProcFs;
+use crate::spawner::{Exited, Spawner};
+use airlock_wire::error::{Error, Result};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+/// Something that happened to a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The program was executed.
+    Started {
+        /// Container ID.
+        cid: String,
+    },
+    /// The init ended.
+    Exited {
+        /// Container ID.
+        cid: String,
+        /// Raw wait status.
+        status: u32,
+    },
+}
+
+/// What a loader is made from.
+#[derive(Debug)]
+pub struct LoaderConfig {
+    /// Sandbox ID, which is the root container's.
+    pub id: String,
+    /// Bundle of the root container, as text.
+    pub bundle: String,
+    /// The loader's pid as its parent sees it.
+    pub hook_pid: i32,
+    /// The sandbox is in a user namespace of its own.
+    pub in_userns: bool,
+    /// The containers live in somebody else's pid namespace.
+    pub shared_pid_namespace: bool,
+    /// procfs of the sandbox's pid namespace.
+    pub procfs: ProcFs,
+    /// The way to new processes.
+    pub spawner: Spawner,
+    /// airlock's own binary, for symbols.
+    pub self_exe: Option<OwnedFd>,
+}
+
+/// Keeps the containers of one sandbox.
+#[derive(Debug)]
+pub struct Loader {
+    config: LoaderConfig,
+    containers: Mutex<BTreeMap<String, Arc<Container>>>,
+    by_pid: Mutex<HashMap<i32, (Arc<Container>, Arc<Process>)>>,
+    pauses: Mutex<u32>,
+    subscribers: Mutex<Vec<Sender<Event>>>,
+}
+
+impl Loader {
+    /// Makes a loader whose root container is reserved but not yet set up.
+    pub fn new(config: LoaderConfig) -> Self {
+        let root = Arc::new(Container::reserve(&config.id, true, None));
+        Self {
+            containers: Mutex::new(BTreeMap::from([(config.id.clone(), root)])),
+            by_pid: Mutex::default(),
+            pauses: Mutex::new(0),
+            subscribers: Mutex::default(),
+            config,
+        }
+    }
+
+    /// The sandbox's ID.
+    pub fn id(&self) -> &str {
+        &self.config.id
+    }
+
+    /// procfs of the sandbox's pid namespace.
+    pub fn procfs(&self) -> &ProcFs {
+        &self.config.procfs
+    }
+
+    /// airlock's own binary, for symbols.
+    pub fn self_exe(&self) -> Option<&OwnedFd> {
+        self.config.self_exe.as_ref()
+    }
+
+    /// The container `cid`.
+    ///
+    /// # Errors
+    /// gVisor's `container "X" not found`.
+    pub fn container(&self, cid: &str) -> Result<Arc<Container>> {
+        lock(&self.containers)
+            .get(cid)
+            .cloned()
+            .ok_or_else(|| Error::no_such_entity(format!("container {cid:?} not found")))
+    }
+
+    /// The root container.
+    ///
+    /// # Errors
+    /// Never, while the sandbox lives.
+    pub fn root(&self) -> Result<Arc<Container>> {
+        self.container(&self.config.id)
+    }
+
+    /// All containers, by ID.
+    pub fn containers(&self) -> Vec<Arc<Container>> {
+        lock(&self.containers).values().cloned().collect()
+    }
+
+    /// A container whose init was started and has not ended.
+    ///
+    /// # Errors
+    /// gVisor's `container "X" not found`, `not started` and `has stopped`.
+    pub fn running(&self, cid: &str) -> Result<(Arc<Container>, Arc<Process>)> {
+        let container = self.container(cid)?;
+        let (state, init) = {
+            let life = lock(&container.life);
+            (life.state, life.init.clone())
+        };
+        match (state, init) {
+            (State::Started, Some(init)) => Ok((container, init)),
+            (State::Stopped, _) => Err(Error::invalid_state(format!("container {cid:?} has stopped"))),
+            _ => Err(Error::invalid_state(format!("container {cid:?} not started"))),
+        }
+    }
+
+    /// A feed of what happens from now on. A receiver that is dropped is forgotten.
+    pub fn subscribe(&self) -> Receiver<Event> {
+        let (sender, receiver) = unbounded();
+        lock(&self.subscribers).push(sender);
+        receiver
+    }
+
+    fn publish(&self, event: &Event) {
+        lock(&self.subscribers).retain(|s| s.send(event.clone()).is_ok());
+    }
+
+    /// Takes note of an ended process. Returns the raw wait status when it was the root container's init.
+    pub fn process_ended(&self, exited: Exited) -> Option<u32> {
+        let (container, process) = lock(&self.by_pid).remove(&exited.pid)?;
+        let status = exited.status as u32;
+        let is_init = lock(&container.life).init.as_ref().is_some_and(|i| Arc::ptr_eq(i, &process));
+        if is_init {
+            self.init_ended(&container, status);
+        }
+        process.end(status);
+        log::debug!("process {} of {:?} ended with status {status:#x}", exited.pid, container.cid);
+        (is_init && container.root).then_some(status)
+    }
+
+    fn init_ended(&self, container: &Container, status: u32) {
+        let was_started = {
+            let mut life = lock(&container.life);
+            let was_started = life.state == State::Started;
+            life.state = State::Stopped;
+            life.channel = None;
+            life.times.finished = Some(std::time::SystemTime::now());
+            if life.reason.is_empty() {
+                life.reason = end_reason(container, status);
+            }
+            was_started
+        };
+        if !container.own_pid_namespace.get().copied().unwrap_or(true) {
+            // With a pid namespace of its own the kernel has done that already.
+            if let Some(cgroup) = container.cgroup.get()
+                && let Err(e) = cgroup.kill()
+            {
+                log::warn!("killing what is left of container {:?}: {e}", container.cid);
+            }
+        }
+        if was_started {
+            self.publish(&Event::Exited { cid: container.cid.clone(), status });
+        }
+    }
+}
+
+fn end_reason(container: &Container, status: u32) -> String {
+    let signal = status & 0x7f;
+    if signal == 0 {
+        return "exited".to_owned();
+    }
+    let oom = signal == libc::SIGKILL as u32
+        && container.cgroup.get().and_then(|c| c.oom_kills().ok()).is_some_and(|n| n > 0);
+    if oom { "oom".to_owned() } else { format!("signal {signal}") }
+}

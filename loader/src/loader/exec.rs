@@ -1,0 +1,140 @@
+//! Additional processes in running containers.
+#![forbid(unsafe_code)]
+
+use super::Loader;
+use crate::cgroup::Cgroup;
+use crate::container::{Container, Process, State, lock};
+use crate::init::plan::{Answer, ExecOrder, FdLayout, Order};
+use crate::seccomp;
+use crate::spawner::Placement;
+use airlock_wire::binary;
+use airlock_wire::error::{Error, Kind, Result};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+/// Ended processes whose status nobody fetched are kept up to this number for each container.
+const MAX_UNCLAIMED: usize = 1024;
+
+/// A process to be executed in a container.
+#[derive(Debug)]
+pub struct ExecRequest {
+    /// OCI `process` object as JSON text.
+    pub process: String,
+    /// stdin, stdout, stderr; empty with a terminal.
+    pub stdio: Vec<OwnedFd>,
+    /// Console replica; without one a terminal comes from the container's devpts.
+    pub tty: Option<OwnedFd>,
+    /// Passed descriptors by number in the container.
+    pub pass: Vec<(i32, OwnedFd)>,
+    /// Program to execute.
+    pub exec: Option<OwnedFd>,
+}
+
+/// A process that was executed.
+#[derive(Debug)]
+pub struct Executed {
+    /// The process.
+    pub process: Arc<Process>,
+    /// pty master of its terminal.
+    pub console: Option<OwnedFd>,
+}
+
+impl Loader {
+    /// Executes a process in container `cid`, which may be created or running. Returns when it is executed.
+    ///
+    /// # Errors
+    /// `container "X" not found` / `has stopped`; the process' own failure, in the words of
+    /// [`crate::init::identity::Program::resolve`].
+    pub fn exec(&self, cid: &str, request: ExecRequest) -> Result<Executed> {
+        let container = self.container(cid)?;
+        let (state, init) = {
+            let life = lock(&container.life);
+            (life.state, life.init.clone())
+        };
+        let init = match (state, init) {
+            (State::Created | State::Started, Some(init)) => init,
+            (State::Stopped, _) => return Err(Error::invalid_state(format!("container {cid:?} has stopped"))),
+            _ => return Err(Error::invalid_state(format!("container {cid:?} not started"))),
+        };
+        let placement = Placement {
+            new_pid_namespace: false,
+            pid_namespace_of: (!self.config.shared_pid_namespace).then(|| init.pidfd()),
+            into_cgroup: container.cgroup.get().and_then(Cgroup::v2_dir),
+        };
+        let seccomp = self.seccomp_program(&container)?;
+        let mut fds = self.cgroup_join(&container)?;
+        let (process, channel) = self.spawner_fork(&container, placement, false)?;
+        let devpts = container.devpts.get().map(OwnedFd::try_clone).transpose()?;
+        let layout = FdLayout {
+            cgroup_join: fds.len() as u16,
+            stdio: request.stdio.len() as u16,
+            tty: u16::from(request.tty.is_some()),
+            devpts: u16::from(devpts.is_some()),
+            exec: u16::from(request.exec.is_some()),
+            pass: request.pass.iter().map(|(n, _)| *n).collect(),
+            init: 1,
+            ..FdLayout::default()
+        };
+        fds.extend(request.stdio);
+        fds.extend(request.tty);
+        fds.extend(devpts);
+        fds.extend(request.exec);
+        fds.extend(request.pass.into_iter().map(|(_, fd)| fd));
+        let order = Order::Exec(ExecOrder { process: request.process, seccomp, fds: layout });
+        let outcome = (|| {
+            let mut refs: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            refs.push(init.pidfd());
+            binary::send(&channel, &order, &refs)?;
+            let (pid, has_console, out) = match binary::recv::<Answer>(&channel)? {
+                (Answer::Ready { pid, console, .. }, out) => (pid, console, out),
+                (Answer::Failed(e), _) => return Err(e),
+            };
+            process.set_ns_pid(pid);
+            match binary::recv::<Answer>(&channel) {
+                // Closed on exec.
+                Err(e) if e.kind == Kind::Disconnected => {}
+                Err(e) => return Err(e),
+                Ok((Answer::Failed(e), _)) => return Err(e),
+                Ok((Answer::Ready { .. }, _)) => return Err(Error::failure("the new process answered out of turn")),
+            }
+            let mut life = lock(&container.life);
+            forget_oldest_unclaimed(&mut life.execs);
+            life.execs.insert(pid, process.clone());
+            Ok(if has_console { out.into_iter().next() } else { None })
+        })();
+        match outcome {
+            Ok(console) => Ok(Executed { process, console }),
+            Err(e) => {
+                let _ = process.signal(libc::SIGKILL);
+                Err(if e.kind == Kind::Disconnected {
+                    Error::invalid_state(format!("container {cid:?} has stopped"))
+                } else {
+                    e
+                })
+            }
+        }
+    }
+
+    /// The container's seccomp program for exec'd processes, compiled at the first need.
+    fn seccomp_program(&self, container: &Container) -> Result<Option<Vec<u8>>> {
+        if let Some(program) = container.seccomp.get() {
+            return Ok(program.clone());
+        }
+        let profile = container.spec.get().and_then(|s| s.linux().as_ref()?.seccomp().as_ref());
+        let program = profile
+            .map(|p| seccomp::compile(p, &seccomp::Options::default()))
+            .transpose()
+            .map_err(|e| Error::invalid_argument(format!("linux.seccomp: {e}")))?
+            .map(|p| p.to_bytes());
+        Ok(container.seccomp.get_or_init(|| program).clone())
+    }
+}
+
+fn forget_oldest_unclaimed(execs: &mut std::collections::HashMap<i32, Arc<Process>>) {
+    if execs.len() < MAX_UNCLAIMED {
+        return;
+    }
+    if let Some(pid) = execs.iter().filter(|(_, p)| p.status().is_some()).map(|(pid, _)| *pid).min() {
+        execs.remove(&pid);
+    }
+}

@@ -1,0 +1,335 @@
+//! Making, starting and destroying containers.
+#![forbid(unsafe_code)]
+
+use super::{ContainerParts, Event, Loader};
+use crate::cgroup::Cgroup;
+use crate::container::{Container, Process, State, lock};
+use crate::init::plan::{Answer, CreateOrder, FdLayout, Order};
+use crate::spawner::{Placement, Spawned};
+use airlock_wire::binary;
+use airlock_wire::error::{Error, Kind, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// What comes out of setting a container up.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Pid of the init in the sandbox's pid namespace.
+    pub init_pid: i32,
+    /// pty master of the container's terminal.
+    pub console: Option<OwnedFd>,
+    /// Seccomp user-notification listener.
+    pub listener: Option<OwnedFd>,
+}
+
+impl Loader {
+    /// Reserves `cid` for a subcontainer (gVisor `CreateSubcontainer`).
+    ///
+    /// # Errors
+    /// gVisor's `container "X" already exists`.
+    pub fn reserve(&self, cid: &str, tty: Option<OwnedFd>) -> Result<Arc<Container>> {
+        if cid.is_empty() || cid.len() > 1024 || cid.contains(['/', '\0']) || cid == "." || cid == ".." {
+            return Err(Error::invalid_argument(format!("invalid container ID {cid:?}")));
+        }
+        let mut containers = lock(&self.containers);
+        if containers.contains_key(cid) {
+            return Err(Error::invalid_state(format!("container {cid:?} already exists")));
+        }
+        let container = Arc::new(Container::reserve(cid, false, tty));
+        containers.insert(cid.to_owned(), container.clone());
+        Ok(container)
+    }
+
+    /// Forgets a reserved container that never got a process.
+    pub fn unreserve(&self, cid: &str) {
+        let mut containers = lock(&self.containers);
+        if containers.get(cid).is_some_and(|c| !c.root && c.init().is_none()) {
+            containers.remove(cid);
+        }
+    }
+
+    /// Sets a reserved container up to the point where its program could be executed (OCI `create`). Blocks until then.
+    ///
+    /// # Errors
+    /// Whatever the spec, the kernel or the descriptors do not allow; nothing of the attempt is left but the id.
+    pub fn prepare(
+        &self,
+        container: &Arc<Container>,
+        spec_text: String,
+        spec: Spec,
+        bundle: &str,
+        mut parts: ContainerParts,
+    ) -> Result<Prepared> {
+        let cid = &container.cid;
+        if container.state() != State::Creating || container.spec.get().is_some() {
+            return Err(Error::invalid_state(format!(
+                "container {cid:?} cannot be created again: it is {}",
+                container.state().name()
+            )));
+        }
+        let cgroup = match parts.cgroup.take() {
+            Some(cgroup) => Some(cgroup),
+            None if container.root => None,
+            None => self.root()?.cgroup.get().map(|c| c.make_child(cid)).transpose()?,
+        };
+        if let Some(cgroup) = cgroup {
+            let _ = container.cgroup.set(cgroup);
+        }
+        let _ = container.spec.set(spec);
+        let (placement_pid, own) = self.pid_namespace(container)?;
+        let _ = container.own_pid_namespace.set(own);
+        if parts.tty.is_none() {
+            parts.tty = lock(&container.tty).take();
+        }
+        let cgroup = container.cgroup.get();
+        let placement = Placement {
+            new_pid_namespace: own,
+            pid_namespace_of: placement_pid.as_ref().map(|p| p.pidfd()),
+            into_cgroup: cgroup.and_then(Cgroup::v2_dir),
+        };
+        let (process, channel) = self.spawner_fork(container, placement, true)?;
+        let (order, fds) = self.create_order(container, spec_text, bundle, parts)?;
+        let answer = (|| {
+            let refs: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            binary::send(&channel, &Order::Create(order), &refs)?;
+            drop(refs);
+            drop(fds);
+            match binary::recv::<Answer>(&channel) {
+                Ok((Answer::Ready { pid, console, listener, devpts }, fds)) => Ok((pid, console, listener, devpts, fds)),
+                Ok((Answer::Failed(e), _)) => Err(e),
+                Err(e) => Err(died_early(&process, e)),
+            }
+        })();
+        let (pid, has_console, has_listener, has_devpts, fds) = match answer {
+            Ok(x) => x,
+            Err(e) => {
+                self.abandon(container, &process, &e);
+                return Err(e);
+            }
+        };
+        process.set_ns_pid(pid);
+        let mut fds = fds.into_iter();
+        let console = if has_console { fds.next() } else { None };
+        let listener = if has_listener { fds.next() } else { None };
+        if has_devpts && let Some(fd) = fds.next() {
+            let _ = container.devpts.set(fd);
+        }
+        let mut life = lock(&container.life);
+        if life.state == State::Creating {
+            life.state = State::Created;
+            life.channel = Some(channel);
+            life.times.created = Some(SystemTime::now());
+        }
+        Ok(Prepared { init_pid: process.pid, console, listener })
+    }
+
+    /// Executes the program of a created container (OCI `start`). Blocks until it is executed or has failed.
+    ///
+    /// # Errors
+    /// State errors; the exec's own failure, after which the container is stopped.
+    pub fn start(&self, container: &Arc<Container>) -> Result<()> {
+        let cid = &container.cid;
+        let (channel, process) = {
+            let mut life = lock(&container.life);
+            match (life.state, life.channel.take(), life.init.clone()) {
+                (State::Created, Some(channel), Some(init)) => (channel, init),
+                (state, channel, _) => {
+                    life.channel = channel;
+                    return Err(Error::invalid_state(format!(
+                        "cannot start container {cid:?}: it is {}",
+                        if state == State::Created { "being started" } else { state.name() }
+                    )));
+                }
+            }
+        };
+        let failed = match binary::send(&channel, &Order::Start, &[]) {
+            Ok(()) => match binary::recv::<Answer>(&channel) {
+                Ok((Answer::Failed(e), _)) => Some(e),
+                Ok((Answer::Ready { .. }, _)) => Some(Error::failure("the init answered out of turn")),
+                // Closed on exec: the program runs.
+                Err(e) if e.kind == Kind::Disconnected => None,
+                Err(e) => Some(e),
+            },
+            Err(e) => Some(died_early(&process, e)),
+        };
+        if let Some(e) = failed {
+            self.abandon(container, &process, &e);
+            return Err(e);
+        }
+        {
+            let mut life = lock(&container.life);
+            if life.state == State::Created {
+                life.state = State::Started;
+            }
+            life.times.started = Some(SystemTime::now());
+        }
+        self.publish(&Event::Started { cid: cid.clone() });
+        // A program that ended at once was taken note of as a created container: its end is news only now.
+        if let Some(status) = process.status() {
+            self.publish(&Event::Exited { cid: cid.clone(), status });
+        }
+        Ok(())
+    }
+
+    /// Kills all processes of a subcontainer, waits for their end, and forgets it (gVisor `DestroySubcontainer`).
+    ///
+    /// # Errors
+    /// `container "X" not found`; the root container cannot be destroyed but by ending the sandbox.
+    pub fn destroy(&self, cid: &str) -> Result<()> {
+        let container = self.container(cid)?;
+        if container.root {
+            return Err(Error::invalid_argument(format!(
+                "container {cid:?} is the sandbox's root container: end it by signal"
+            )));
+        }
+        if let Some(init) = container.init() {
+            // A frozen process does not die.
+            if let Some(cgroup) = container.cgroup.get() {
+                let _ = cgroup.freeze(false);
+            }
+            let _ = init.signal(libc::SIGKILL);
+            wait_end(&init);
+        }
+        if let Some(cgroup) = container.cgroup.get() {
+            cgroup.kill()?;
+            cgroup.remove_own_child()?;
+        }
+        lock(&self.containers).remove(cid);
+        Ok(())
+    }
+
+    /// Ends every container but the root (which has ended already): the last act of a sandbox.
+    pub fn end_subcontainers(&self) {
+        for container in self.containers() {
+            if !container.root
+                && let Err(e) = self.destroy(&container.cid)
+            {
+                log::warn!("ending container {:?}: {e}", container.cid);
+            }
+        }
+    }
+
+    pub(super) fn spawner_fork(
+        &self,
+        container: &Arc<Container>,
+        placement: Placement<'_>,
+        init: bool,
+    ) -> Result<(Arc<Process>, std::os::unix::net::UnixStream)> {
+        self.config.spawner.spawn(placement, |Spawned { pid, pidfd, channel }| {
+            let process = Arc::new(Process::new(pid, pidfd)?);
+            if init {
+                lock(&container.life).init = Some(process.clone());
+            }
+            lock(&self.by_pid).insert(pid, (container.clone(), process.clone()));
+            Ok((process, channel))
+        })?
+    }
+
+    /// Whose pid namespace the container lives in, and whether it gets one of its own.
+    fn pid_namespace(&self, container: &Container) -> Result<(Option<Arc<Process>>, bool)> {
+        let entry = container.spec.get().and_then(|spec| {
+            let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
+            namespaces.iter().find(|n| n.typ() == LinuxNamespaceType::Pid).cloned()
+        });
+        match entry {
+            Some(ns) if ns.path().is_none() => Ok((None, true)),
+            _ if container.root => Ok((None, false)),
+            // By path or absent: a subcontainer shares its pod's, which is the root container's.
+            _ => {
+                let root = self.root()?;
+                let init = root.init().filter(|i| i.status().is_none()).ok_or_else(|| {
+                    Error::invalid_state("the root container, whose pid namespace is to be shared, has stopped")
+                })?;
+                Ok((Some(init), false))
+            }
+        }
+    }
+
+    fn create_order(
+        &self,
+        container: &Container,
+        spec: String,
+        bundle: &str,
+        parts: ContainerParts,
+    ) -> Result<(CreateOrder, Vec<OwnedFd>)> {
+        let cgroup = container.cgroup.get();
+        let mut fds = self.cgroup_join(container)?;
+        let layout = FdLayout {
+            cgroup_join: fds.len() as u16,
+            stdio: parts.stdio.len() as u16,
+            tty: u16::from(parts.tty.is_some()),
+            devpts: 0,
+            exec: u16::from(parts.exec.is_some()),
+            pass: parts.pass.iter().map(|(n, _)| *n).collect(),
+            join: parts.join.iter().map(|(n, _)| *n).collect(),
+            init: 0,
+            mounts: parts.mounts.len() as u16,
+            devices: parts.devices.iter().map(|(p, _)| p.clone()).collect(),
+            cgroup_mounts: parts.cgroup_mounts.iter().map(|(n, _)| n.clone()).collect(),
+        };
+        fds.extend(parts.stdio);
+        fds.extend(parts.tty);
+        fds.extend(parts.exec);
+        fds.extend(parts.pass.into_iter().map(|(_, fd)| fd));
+        fds.extend(parts.join.into_iter().map(|(_, fd)| fd));
+        fds.extend(parts.mounts);
+        fds.extend(parts.devices.into_iter().map(|(_, fd)| fd));
+        fds.extend(parts.cgroup_mounts.into_iter().map(|(_, fd)| fd));
+        let order = CreateOrder {
+            cid: container.cid.clone(),
+            spec,
+            bundle: bundle.to_owned(),
+            root: container.root,
+            in_userns: self.config.in_userns,
+            cgroup_v2: cgroup.is_some_and(|c| c.v2_dir().is_some()),
+            cgroup_names: cgroup.map(Cgroup::names).unwrap_or_default(),
+            hook_pid: self.config.hook_pid,
+            fds: layout,
+        };
+        Ok((order, fds))
+    }
+
+    /// The v1 files through which a process forked by the spawner joins the container: only hierarchies in which
+    /// the container is elsewhere than the spawner.
+    pub(super) fn cgroup_join(&self, container: &Container) -> Result<Vec<OwnedFd>> {
+        let Some(cgroup) = container.cgroup.get() else { return Ok(Vec::new()) };
+        if container.root {
+            return cgroup.join_leaf_files();
+        }
+        let root = self.root()?;
+        cgroup.join_files_unlike(root.cgroup.get())
+    }
+
+    /// After a failed set-up or start: kills the process and leaves the container stopped.
+    fn abandon(&self, container: &Container, process: &Arc<Process>, error: &Error) {
+        lock(&container.life).reason = error.message.clone();
+        let _ = process.signal(libc::SIGKILL);
+        wait_end(process);
+        if let Some(cgroup) = container.cgroup.get() {
+            let _ = cgroup.kill();
+        }
+    }
+}
+
+/// Blocks until `process` has ended.
+fn wait_end(process: &Process) {
+    while process.status().is_none() {
+        let mut fds = [PollFd::new(process.ended(), PollFlags::POLLIN)];
+        let _ = poll(&mut fds, PollTimeout::NONE);
+    }
+}
+
+fn died_early(process: &Process, error: Error) -> Error {
+    if error.kind != Kind::Disconnected {
+        return error;
+    }
+    match process.status() {
+        Some(s) if s & 0x7f != 0 => {
+            Error::failure(format!("the container's init was killed by signal {} while it was set up", s & 0x7f))
+        }
+        _ => Error::failure("the container's init ended while it was set up (out of memory or killed?)"),
+    }
+}
