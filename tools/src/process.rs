@@ -29,6 +29,13 @@ impl ProcessId {
         }
     }
 
+    /// Process `pid`, alive or a zombie: for a child of this process that is not reaped yet.
+    pub(crate) fn of_child(pid: i32) -> Result<Self> {
+        let (_, start) =
+            stat(pid).ok_or_else(|| Error::no_such_entity(format!("process {pid}: no such process")))?;
+        Ok(Self { pid, start })
+    }
+
     /// The calling process.
     pub fn current() -> Result<Self> {
         let pid = i32::try_from(std::process::id()).map_err(|_| Error::failure("own pid out of range"))?;

@@ -8,8 +8,9 @@
 #![forbid(unsafe_code)]
 
 use crate::process::ProcessId;
-use airlock_wire::client::Client;
-use airlock_wire::error::{Error, Result};
+use airlock_wire::api::airlock as api;
+use airlock_wire::client::{Client, Dialect};
+use airlock_wire::error::{Error, Kind, Result};
 use nix::fcntl::{Flock, FlockArg};
 use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
@@ -21,11 +22,14 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 /// The longest container id: a cgroup named `airlock-<id>` must fit a file name.
 const MAX_ID: usize = 240;
 /// A state file larger than this is not one of ours.
 const MAX_STATE: u64 = 16 << 20;
+/// A sandbox that lives answers at once; one that is stuck must not hold up `list`.
+const STATUS_LIMIT: Duration = Duration::from_secs(10);
 /// Longest path that fits a socket address with its final NUL.
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -324,8 +328,8 @@ impl StateDir {
         let made = (|| {
             std::fs::set_permissions(&temporary, Permissions::from_mode(0o700)).map_err(text)?;
             let file = private_file(&temporary.join("lock")).map_err(text)?;
-            let flock =
-                Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| Error::from(e).context("lock"))?;
+            let flock = Flock::lock(file, FlockArg::LockExclusive)
+                .map_err(|(_, e)| Error::from(e).context("lock"))?;
             write_private(&temporary.join("state.json"), &encode(state)?).map_err(text)?;
             nix::fcntl::renameat2(
                 nix::fcntl::AT_FDCWD,
@@ -418,7 +422,7 @@ impl StateDir {
         let path = self.control_socket(&state.sandbox_id);
         let stream = connect_stream(&path)
             .map_err(|e| Error::from(e).context(format!("connect to sandbox at {}", path.display())))?;
-        Ok(Client::from_stream(stream))
+        Ok(Client::from_stream(stream, Dialect::Binary))
     }
 
     /// The container's status: its sandbox is asked if it lives; a container whose `create` died counts as stopped.
@@ -433,6 +437,29 @@ impl StateDir {
             // The sandbox may have ended between the two looks; if it has not, the error is worth telling.
             if state.loader.is_alive() && !self.last_words(state) { Err(e) } else { Ok(Status::Stopped) }
         })
+    }
+
+    /// Asks the sandbox for a container's status. A container that the sandbox does not know is gone.
+    fn ask_status(&self, state: &State) -> Result<Status> {
+        let mut client = self.connect(state)?;
+        client.set_timeout(Some(STATUS_LIMIT))?;
+        let info = match client.call::<api::Info>(&api::ContainerId { cid: state.id.clone() }, &[]) {
+            Ok(reply) => reply.value,
+            Err(e) if e.kind == Kind::NoSuchEntity => return Ok(Status::Stopped),
+            Err(e) => {
+                return Err(e.context(format!("ask sandbox {} for container {}", state.sandbox_id, state.id)));
+            }
+        };
+        match info.status.as_str() {
+            "creating" => Ok(Status::Creating),
+            "created" => Ok(Status::Created),
+            "running" => Ok(Status::Running),
+            "paused" => Ok(Status::Paused),
+            "stopped" => Ok(Status::Stopped),
+            other => {
+                Err(Error::new(Kind::Protocol, format!("sandbox {} says status {other:?}", state.sandbox_id)))
+            }
+        }
     }
 
     fn last_words(&self, state: &State) -> bool {
@@ -470,7 +497,8 @@ fn through_directory<T>(path: &Path, f: impl FnOnce(&Path) -> std::io::Result<T>
         .read(true)
         .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC)
         .open(parent)?;
-    let short = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&dir.as_fd()))).join(name);
+    let short =
+        PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&dir.as_fd()))).join(name);
     f(&short)
 }
 

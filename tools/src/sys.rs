@@ -161,3 +161,11 @@ pub fn die_of(signal: i32) {
         libc::raise(signal);
     }
 }
+
+/// The number of the pty whose master is `fd`: its other end is `/dev/pts/<number>` (ioctl_tty(2), `TIOCGPTN`).
+pub fn pty_number(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut number: libc::c_uint = 0;
+    // SAFETY: TIOCGPTN writes one unsigned int to the pointer, which is valid for that.
+    check(libc::c_long::from(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGPTN, &raw mut number) }))?;
+    Ok(number)
+}

@@ -1,0 +1,318 @@
+//! What a configuration asks of the parent side: where the container belongs, which namespaces it joins, its id maps.
+
+#![forbid(unsafe_code)]
+
+use crate::sandbox::IdMaps;
+use crate::state::check_id;
+use crate::sys;
+use airlock_wire::api::boot::Namespace;
+use airlock_wire::error::{Error, Result};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Spec};
+use std::collections::HashMap;
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// A `config.json` larger than this is refused, in bytes.
+const MAX_CONFIG: u64 = 16 << 20;
+
+/// A bundle: its directory and its configuration.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// The directory, absolute.
+    pub path: PathBuf,
+    /// The configuration's text, which the sandbox reads again.
+    pub text: String,
+    /// The configuration.
+    pub spec: Spec,
+    /// The root filesystem's directory, absolute.
+    pub rootfs: PathBuf,
+}
+
+impl Bundle {
+    /// Reads `config.json` of the bundle at `path`. The configuration is not validated yet.
+    pub fn load(path: &Path) -> Result<Self> {
+        let path = std::fs::canonicalize(path)
+            .map_err(|e| Error::from(e).context(format!("bundle {}", path.display())))?;
+        let text = read_bounded(&path.join("config.json"))?;
+        Self::from_text(path, text)
+    }
+
+    /// A bundle whose configuration the caller has at hand. `path` must be absolute; relative paths in the
+    /// configuration start there.
+    pub fn from_text(path: PathBuf, text: String) -> Result<Self> {
+        let spec: Spec = serde_json::from_str(&text).map_err(|e| {
+            Error::invalid_argument(format!(
+                "{}: not an OCI configuration: {e}",
+                path.join("config.json").display()
+            ))
+        })?;
+        let rootfs = spec.root().as_ref().map(|root| path.join(root.path())).unwrap_or_default();
+        Ok(Self { path, text, spec, rootfs })
+    }
+
+    /// True if the container's process wants a terminal.
+    pub fn terminal(&self) -> bool {
+        self.spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false)
+    }
+}
+
+/// Reads a regular file of at most 16 MiB. Never blocks on a FIFO or device that a bundle may have in its place.
+pub fn read_bounded(path: &Path) -> Result<String> {
+    let text = |e: std::io::Error| Error::from(e).context(format!("read {}", path.display()));
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
+        .open(path)
+        .map_err(text)?;
+    let metadata = file.metadata().map_err(text)?;
+    if !metadata.is_file() {
+        return Err(Error::invalid_argument(format!("{} is not a regular file", path.display())));
+    }
+    if metadata.len() > MAX_CONFIG {
+        return Err(Error::invalid_argument(format!(
+            "{} has {} bytes: at most {MAX_CONFIG} are allowed",
+            path.display(),
+            metadata.len()
+        )));
+    }
+    let mut bytes = String::with_capacity(metadata.len() as usize + 1);
+    file.take(MAX_CONFIG).read_to_string(&mut bytes).map_err(text)?;
+    Ok(bytes)
+}
+
+/// Where a container belongs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Placement {
+    /// It is the root container of a new sandbox.
+    Sandbox,
+    /// It joins the sandbox of that id.
+    Pod(String),
+}
+
+/// The annotations through which containerd's and CRI-O's Kubernetes plugins say that a container belongs to a pod:
+/// the container's type, and the id of the pod's sandbox.
+const POD_ANNOTATIONS: [(&str, &str); 2] = [
+    ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
+    ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
+];
+
+/// Reads a container's place from its annotations. No annotations: a sandbox of its own.
+pub fn placement(spec: &Spec, id: &str) -> Result<Placement> {
+    let none = HashMap::new();
+    let annotations = spec.annotations().as_ref().unwrap_or(&none);
+    for (kind, sandbox) in POD_ANNOTATIONS {
+        match annotations.get(kind).map(String::as_str) {
+            None => {}
+            Some("sandbox") => return Ok(Placement::Sandbox),
+            Some("container") => {
+                let sandbox_id = annotations.get(sandbox).ok_or_else(|| {
+                    Error::invalid_argument(format!(
+                        "annotation {kind} is \"container\" but {sandbox} is missing"
+                    ))
+                })?;
+                check_id(sandbox_id).map_err(|e| e.context(format!("annotation {sandbox}")))?;
+                if sandbox_id == id {
+                    return Err(Error::invalid_argument(format!(
+                        "annotation {sandbox} names the container itself: a container's sandbox is another one"
+                    )));
+                }
+                return Ok(Placement::Pod(sandbox_id.clone()));
+            }
+            Some(other) => {
+                return Err(Error::invalid_argument(format!(
+                    "annotation {kind} is {other:?}: use \"sandbox\" or \"container\""
+                )));
+            }
+        }
+    }
+    Ok(Placement::Sandbox)
+}
+
+/// Our name, the `CLONE_NEW*` flag and the file in `/proc/<pid>/ns` of a namespace kind.
+fn kind_of(kind: LinuxNamespaceType) -> (Namespace, i32, &'static str) {
+    match kind {
+        LinuxNamespaceType::User => (Namespace::User, libc::CLONE_NEWUSER, "user"),
+        LinuxNamespaceType::Mount => (Namespace::Mount, libc::CLONE_NEWNS, "mnt"),
+        LinuxNamespaceType::Pid => (Namespace::Pid, libc::CLONE_NEWPID, "pid"),
+        LinuxNamespaceType::Network => (Namespace::Network, libc::CLONE_NEWNET, "net"),
+        LinuxNamespaceType::Ipc => (Namespace::Ipc, libc::CLONE_NEWIPC, "ipc"),
+        LinuxNamespaceType::Uts => (Namespace::Uts, libc::CLONE_NEWUTS, "uts"),
+        LinuxNamespaceType::Cgroup => (Namespace::Cgroup, libc::CLONE_NEWCGROUP, "cgroup"),
+        // CLONE_NEWTIME; the libc crate lacks it for some targets.
+        LinuxNamespaceType::Time => (Namespace::Time, 0x80, "time"),
+    }
+}
+
+fn namespaces(spec: &Spec) -> &[LinuxNamespace] {
+    spec.linux().as_ref().and_then(|l| l.namespaces().as_deref()).unwrap_or_default()
+}
+
+/// The path of a namespace to join; an empty path in the configuration means a new one.
+fn path_of(namespace: &LinuxNamespace) -> Option<&Path> {
+    namespace.path().as_deref().filter(|p| !p.as_os_str().is_empty())
+}
+
+/// Opens the namespaces that the configuration gives by path, and makes sure that each is of the kind it is said to be.
+/// The user namespace comes first: joining the others may need its rights.
+pub fn open_namespaces(spec: &Spec) -> Result<Vec<(Namespace, OwnedFd)>> {
+    let mut opened = Vec::new();
+    for namespace in namespaces(spec) {
+        let Some(path) = path_of(namespace) else { continue };
+        let (name, flag, _) = kind_of(namespace.typ());
+        opened
+            .push((name, open_namespace(path, flag).map_err(|e| e.context(format!("{name:?} namespace")))?));
+    }
+    opened.sort_by_key(|(name, _)| *name != Namespace::User);
+    Ok(opened)
+}
+
+fn open_namespace(path: &Path, flag: i32) -> Result<OwnedFd> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
+        .open(path)
+        .map_err(|e| Error::from(e).context(format!("open {}", path.display())))?;
+    match sys::namespace_type(file.as_fd()) {
+        Ok(kind) if kind == flag => Ok(file.into()),
+        Ok(_) => Err(Error::invalid_argument(format!("{} is a namespace of another kind", path.display()))),
+        Err(_) => Err(Error::invalid_argument(format!("{} is not a namespace", path.display()))),
+    }
+}
+
+/// Opens the namespaces that a container of a pod joins beyond what it shares with its sandbox anyway: those of
+/// `/proc/<loader>/ns` are left out, except the pid namespace, whose presence says that the pod shares one.
+pub fn open_pod_namespaces(spec: &Spec, loader: i32) -> Result<Vec<(Namespace, OwnedFd)>> {
+    let mut opened = open_namespaces(spec)?;
+    let mut kept = Vec::new();
+    for (name, fd) in opened.drain(..) {
+        let file = match name {
+            Namespace::Network => "net",
+            Namespace::Ipc => "ipc",
+            Namespace::Uts => "uts",
+            Namespace::User => "user",
+            Namespace::Mount | Namespace::Pid | Namespace::Cgroup | Namespace::Time => {
+                kept.push((name, fd));
+                continue;
+            }
+        };
+        let ours = std::fs::metadata(format!("/proc/{loader}/ns/{file}"));
+        let theirs = std::fs::metadata(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd)));
+        let same = matches!((&ours, &theirs), (Ok(a), Ok(b)) if a.ino() == b.ino() && a.dev() == b.dev());
+        if !same {
+            kept.push((name, fd));
+        }
+    }
+    Ok(kept)
+}
+
+/// True if the configuration has no pid namespace at all: the container shares the caller's.
+pub fn host_pid(spec: &Spec) -> bool {
+    !namespaces(spec).iter().any(|n| n.typ() == LinuxNamespaceType::Pid)
+}
+
+/// The id maps of the user namespace that the configuration asks to make; `None` when it asks for none.
+pub fn id_maps(spec: &Spec) -> Result<Option<IdMaps>> {
+    if !namespaces(spec).iter().any(|n| n.typ() == LinuxNamespaceType::User && path_of(n).is_none()) {
+        return Ok(None);
+    }
+    let linux = spec.linux().as_ref();
+    let uids = map_text("uidMappings", linux.and_then(|l| l.uid_mappings().as_deref()))?;
+    let gids = map_text("gidMappings", linux.and_then(|l| l.gid_mappings().as_deref()))?;
+    Ok(Some(IdMaps { uids, gids }))
+}
+
+fn map_text(name: &str, mappings: Option<&[LinuxIdMapping]>) -> Result<String> {
+    let mappings = mappings.unwrap_or_default();
+    if mappings.is_empty() {
+        return Err(Error::invalid_argument(format!(
+            "linux.{name}: a new user namespace needs at least one mapping"
+        )));
+    }
+    Ok(mappings.iter().map(|m| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use airlock_wire::error::Kind;
+
+    fn spec(extra: &str) -> Spec {
+        serde_json::from_str(&format!(r#"{{"ociVersion":"1.0.2","root":{{"path":"rootfs"}}{extra}}}"#))
+            .unwrap()
+    }
+
+    #[test]
+    fn annotations_place_a_container() {
+        assert_eq!(placement(&spec(""), "c").unwrap(), Placement::Sandbox);
+        for (kind, sandbox) in POD_ANNOTATIONS {
+            let with =
+                |k: &str, s: &str| spec(&format!(r#","annotations":{{"{kind}":"{k}","{sandbox}":"{s}"}}"#));
+            assert_eq!(placement(&with("sandbox", "pod"), "pod").unwrap(), Placement::Sandbox);
+            assert_eq!(placement(&with("container", "pod"), "c").unwrap(), Placement::Pod("pod".into()));
+            for (k, s, id) in [("container", "../x", "c"), ("container", "c", "c"), ("other", "pod", "c")] {
+                assert_eq!(placement(&with(k, s), id).unwrap_err().kind, Kind::InvalidArgument, "{k} {s}");
+            }
+            let alone = spec(&format!(r#","annotations":{{"{kind}":"container"}}"#));
+            assert!(placement(&alone, "c").unwrap_err().message.contains(sandbox));
+        }
+    }
+
+    #[test]
+    fn namespaces_are_checked() {
+        let with = |kind: &str, path: &str| {
+            spec(&format!(r#","linux":{{"namespaces":[{{"type":"{kind}","path":"{path}"}}]}}"#))
+        };
+        let joined = open_namespaces(&with("network", "/proc/self/ns/net")).unwrap();
+        assert_eq!(joined[0].0, Namespace::Network);
+        assert!(
+            open_namespaces(&with("network", "/proc/self/ns/ipc"))
+                .unwrap_err()
+                .message
+                .contains("another kind")
+        );
+        assert!(
+            open_namespaces(&with("network", "/dev/null")).unwrap_err().message.contains("not a namespace")
+        );
+        assert_eq!(open_namespaces(&with("ipc", "/nonexistent")).unwrap_err().kind, Kind::NoSuchEntity);
+        assert!(open_namespaces(&with("ipc", "")).unwrap().is_empty());
+        assert!(host_pid(&with("ipc", "")));
+        assert!(!host_pid(&with("pid", "")));
+    }
+
+    #[test]
+    fn a_pod_shares_what_its_sandbox_has() {
+        let me = std::process::id() as i32;
+        let text = format!(
+            r#","linux":{{"namespaces":[{{"type":"network","path":"/proc/{me}/ns/net"}},{{"type":"pid","path":"/proc/{me}/ns/pid"}}]}}"#
+        );
+        let kept = open_pod_namespaces(&spec(&text), me).unwrap();
+        assert_eq!(kept.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [Namespace::Pid]);
+    }
+
+    #[test]
+    fn id_maps_become_text() {
+        let text = r#","linux":{"namespaces":[{"type":"user"}],"uidMappings":[{"containerID":0,"hostID":100000,"size":65536}],"gidMappings":[{"containerID":0,"hostID":7,"size":1},{"containerID":1,"hostID":9,"size":2}]}"#;
+        let maps = id_maps(&spec(text)).unwrap().unwrap();
+        assert_eq!(maps, IdMaps { uids: "0 100000 65536\n".into(), gids: "0 7 1\n1 9 2\n".into() });
+        assert!(id_maps(&spec(r#","linux":{"namespaces":[{"type":"user"}]}"#)).is_err());
+        assert_eq!(id_maps(&spec("")).unwrap(), None);
+    }
+
+    #[test]
+    fn only_regular_files_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("config.json");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        assert!(Bundle::load(dir.path()).unwrap_err().message.contains("not a regular file"));
+        std::fs::remove_file(&fifo).unwrap();
+        let file = std::fs::File::create(&fifo).unwrap();
+        file.set_len(MAX_CONFIG + 1).unwrap();
+        assert!(Bundle::load(dir.path()).unwrap_err().message.contains("at most"));
+        std::fs::write(&fifo, "{}").unwrap();
+        assert!(Bundle::load(dir.path()).unwrap_err().message.contains("not an OCI configuration"));
+        assert_eq!(Bundle::load(&dir.path().join("no")).unwrap_err().kind, Kind::NoSuchEntity);
+    }
+}
