@@ -26,6 +26,10 @@ crate::methods! {
     Methods: Empty => Json<Vec<MethodInfo>>;
     /// Sends a signal that a proxy process received to the process that it stands for.
     SignalForward: SignalForwardArgs => Empty;
+    /// Freezes one container (OCI `pause`); blocks until none of its processes runs.
+    PauseContainer: ContainerId => Empty;
+    /// Thaws one container (OCI `resume`).
+    ResumeContainer: ContainerId => Empty;
 }
 
 /// Names a container.
