@@ -1,1 +1,33 @@
-//! x
+//! The named handlers of a sandbox, one file a receiver. They check arguments, call the loader, and put its errors
+//! into the words of the interface they implement.
+#![forbid(unsafe_code)]
+
+mod airlock;
+mod container_manager;
+mod debug;
+mod lifecycle;
+mod logging;
+mod proc;
+mod usage;
+
+use airlock_loader::loader::Loader;
+use airlock_wire::registry::Registry;
+use std::sync::Arc;
+
+/// Runs `airlock boot` with the handlers of this crate; see [`airlock_loader::boot::stage_main`]. Does not return.
+pub fn boot_main() -> ! {
+    airlock_loader::boot::stage_main(handlers)
+}
+
+/// The method table of a sandbox.
+pub fn handlers(loader: &Arc<Loader>) -> Registry {
+    let mut registry = Registry::new();
+    container_manager::register(&mut registry, loader);
+    lifecycle::register(&mut registry, loader);
+    proc::register(&mut registry, loader);
+    logging::register(&mut registry);
+    usage::register(&mut registry, loader);
+    debug::register(&mut registry, loader);
+    airlock::register(&mut registry, loader);
+    registry
+}

@@ -9,6 +9,7 @@ use oci_spec::runtime::Spec;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
@@ -164,6 +165,8 @@ pub struct Container {
     pub(crate) tty: Mutex<Option<OwnedFd>>,
     pub(crate) seccomp: OnceLock<Option<Vec<u8>>>,
     pub(crate) own_pid_namespace: OnceLock<bool>,
+    /// The loader itself made the cgroup leaf.
+    pub(crate) made_leaf: AtomicBool,
     pub(crate) life: Mutex<Life>,
 }
 
@@ -178,6 +181,7 @@ impl Container {
             tty: Mutex::new(tty),
             seccomp: OnceLock::new(),
             own_pid_namespace: OnceLock::new(),
+            made_leaf: AtomicBool::new(false),
             life: Mutex::new(Life {
                 state: State::Creating,
                 init: None,
@@ -187,6 +191,16 @@ impl Container {
                 reason: String::new(),
             }),
         }
+    }
+
+    /// The `process` of its spec.
+    pub fn process_spec(&self) -> Option<&oci_spec::runtime::Process> {
+        self.spec.get()?.process().as_ref()
+    }
+
+    /// True when a terminal was donated at its reservation.
+    pub fn has_tty(&self) -> bool {
+        lock(&self.tty).is_some()
     }
 
     /// Where it is in its life.

@@ -3,8 +3,13 @@
 //! See `docs/ARCHITECTURE.md` for the processes. Only [`sys`] contains unsafe code.
 
 pub mod boot;
+pub mod cgroup;
 pub mod container;
 pub mod init;
 pub mod loader;
+pub mod oci;
+pub mod procfs;
+pub mod seccomp;
 pub mod spawner;
+pub mod symbols;
 pub mod sys;

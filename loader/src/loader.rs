@@ -6,6 +6,7 @@ mod exec;
 mod lifecycle;
 mod parts;
 mod pause;
+mod processes;
 mod signal;
 
 pub use exec::{ExecRequest, Executed};
@@ -195,6 +196,6 @@ fn end_reason(container: &Container, status: u32) -> String {
         return "exited".to_owned();
     }
     let oom = signal == libc::SIGKILL as u32
-        && container.cgroup.get().and_then(|c| c.oom_kills().ok()).is_some_and(|n| n > 0);
+        && container.cgroup.get().and_then(|c| c.stats().ok()).is_some_and(|s| s.memory.oom_kill > 0);
     if oom { "oom".to_owned() } else { format!("signal {signal}") }
 }

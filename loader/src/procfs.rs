@@ -83,7 +83,8 @@ impl ProcFs {
     /// As [`ProcFs::read`].
     pub fn read_path(&self, path: &str) -> Result<String> {
         const LIMIT: u64 = 64 << 10;
-        let fd = openat(&self.0, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())?;
+        let fd =
+            openat(&self.0, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())?;
         let mut bytes = Vec::new();
         File::from(fd).take(LIMIT).read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -130,10 +131,8 @@ impl ProcFs {
             OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
             Mode::empty(),
         )?;
-        let mut found: Vec<i32> = dir
-            .iter()
-            .filter_map(|e| e.ok()?.file_name().to_str().ok()?.parse().ok())
-            .collect();
+        let mut found: Vec<i32> =
+            dir.iter().filter_map(|e| e.ok()?.file_name().to_str().ok()?.parse().ok()).collect();
         found.sort_unstable();
         Ok(found)
     }

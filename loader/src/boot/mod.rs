@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod fdtable;
+mod hold;
+mod logging;
 mod run;
 mod stage;
 

@@ -34,7 +34,8 @@ fn stage(socket: &UnixStream, handlers: Handlers) -> Result<()> {
     process::dup_onto(std::io::stdout().as_fd(), 0)?;
     let (args, fds): (BootArgs, Vec<OwnedFd>) = binary::recv(socket)?;
     let mut fds = FdTable::new(fds);
-    let text = args.spec.0.as_deref().ok_or_else(|| Error::invalid_argument("boot arguments missing spec"))?;
+    let text =
+        args.spec.0.as_deref().ok_or_else(|| Error::invalid_argument("boot arguments missing spec"))?;
     let spec: Spec =
         serde_json::from_str(text).map_err(|e| Error::invalid_argument(format!("config.json: {e}")))?;
     let mut args = args;
@@ -55,11 +56,14 @@ fn stage(socket: &UnixStream, handlers: Handlers) -> Result<()> {
 
     let (spawner_requests, loader_requests) = UnixStream::pair()?;
     let (spawner_exits, loader_exits) = UnixStream::pair()?;
+    let hooks = spec.hooks().as_ref();
+    let hooks_ask = hooks.is_some_and(|h| h.create_container().is_some() || h.start_container().is_some());
+    let (pid_teller, own_pid) =
+        if hooks_ask { UnixStream::pair().map(|(a, b)| (Some(a), Some(b)))? } else { (None, None) };
     process::block_signals();
     let spawner_pidfd = match process::fork(process::ForkOptions::default())? {
         process::Forked::Child => {
-            let keep =
-                [spawner_requests.as_raw_fd(), spawner_exits.as_raw_fd(), mount_namespace.as_raw_fd()];
+            let keep = [spawner_requests.as_raw_fd(), spawner_exits.as_raw_fd(), mount_namespace.as_raw_fd()];
             let _ = process::close_all_except(3, &keep);
             spawner::main(SpawnerEnds {
                 requests: spawner_requests,
@@ -82,10 +86,15 @@ fn stage(socket: &UnixStream, handlers: Handlers) -> Result<()> {
                 fds,
                 requests: loader_requests,
                 exits: loader_exits,
+                own_pid,
+                host_pid,
                 handlers,
             })
         }
         process::Forked::Parent { pid, pidfd } => {
+            if let Some(teller) = pid_teller {
+                binary::send(&teller, &pid, &[])?;
+            }
             binary::send(
                 socket,
                 &BootReply::Stage { loader_pid: pid },
@@ -96,7 +105,12 @@ fn stage(socket: &UnixStream, handlers: Handlers) -> Result<()> {
 }
 
 /// Joins and makes namespaces. Returns true when the sandbox shares somebody else's pid namespace.
-fn enter_namespaces(socket: &UnixStream, args: &mut BootArgs, spec: &Spec, fds: &mut FdTable) -> Result<bool> {
+fn enter_namespaces(
+    socket: &UnixStream,
+    args: &mut BootArgs,
+    spec: &Spec,
+    fds: &mut FdTable,
+) -> Result<bool> {
     let linux = spec.linux().as_ref();
     let wanted = |kind: LinuxNamespaceType| {
         linux
@@ -115,20 +129,21 @@ fn enter_namespaces(socket: &UnixStream, args: &mut BootArgs, spec: &Spec, fds: 
     for (kind, fd) in sandbox_level {
         host_pid |= kind == Namespace::Pid;
         let fd = fds.take(fd)?;
-        process::setns(fd.as_fd(), 0).map_err(|e| Error::from(e).context(format!("joining {kind:?} namespace")))?;
+        process::setns(fd.as_fd(), 0)
+            .map_err(|e| Error::from(e).context(format!("joining {kind:?} namespace")))?;
     }
     if wanted(LinuxNamespaceType::User) {
         process::unshare(libc::CLONE_NEWUSER)
             .map_err(|e| Error::from(e).context("making a user namespace"))?;
         binary::send(socket, &BootReply::MapIds { pid: nix::unistd::getpid().as_raw() }, &[])?;
         let (_, _): ((), _) = binary::recv(socket)?;
-        process::set_groups(&[])
-            .or_else(|e| if e == nix::errno::Errno::EPERM { Ok(()) } else { Err(e) })?;
+        process::set_groups(&[]).or_else(|e| if e == nix::errno::Errno::EPERM { Ok(()) } else { Err(e) })?;
         process::set_uid_gid(0, 0)
             .map_err(|e| Error::from(e).context("becoming root of the user namespace (is id 0 mapped?)"))?;
     }
     if wanted(LinuxNamespaceType::Time) {
-        process::unshare(libc::CLONE_NEWTIME).map_err(|e| Error::from(e).context("making a time namespace"))?;
+        process::unshare(libc::CLONE_NEWTIME)
+            .map_err(|e| Error::from(e).context("making a time namespace"))?;
         write_time_offsets(spec)?;
     }
     let mut flags = 0;
@@ -168,8 +183,9 @@ fn write_time_offsets(spec: &Spec) -> Result<()> {
     if text.is_empty() {
         return Ok(());
     }
-    std::fs::write("/proc/self/timens_offsets", &text)
-        .map_err(|e| Error::from(e).context(format!("linux.timeOffsets {}", text.trim_end().replace('\n', ", "))))
+    std::fs::write("/proc/self/timens_offsets", &text).map_err(|e| {
+        Error::from(e).context(format!("linux.timeOffsets {}", text.trim_end().replace('\n', ", ")))
+    })
 }
 
 /// Leaves the caller in an empty, read-only directory that is mounted nowhere.

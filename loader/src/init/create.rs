@@ -44,7 +44,8 @@ pub(super) fn run(
                 if process.no_new_privileges().unwrap_or(false) {
                     process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)?;
                 }
-                let listener = filter.install().map_err(|e| Error::from(e).context("loading seccomp filter"))?;
+                let listener =
+                    filter.install().map_err(|e| Error::from(e).context("loading seccomp filter"))?;
                 ready.seccomp = None;
                 listener
             }
@@ -79,7 +80,9 @@ pub(super) fn run(
     }
     let filter = ready.seccomp;
     let error = program.execute(&passed, || match &filter {
-        Some(filter) => filter.install().map(drop).map_err(|e| Error::from(e).context("loading seccomp filter")),
+        Some(filter) => {
+            filter.install().map(drop).map_err(|e| Error::from(e).context("loading seccomp filter"))
+        }
         None => Ok(()),
     });
     Err((channel, error))
@@ -102,8 +105,8 @@ fn required_process(spec: &Spec) -> Result<&Process> {
 }
 
 fn prepare(order: &CreateOrder, mount_namespace: BorrowedFd<'_>, fds: Vec<OwnedFd>) -> Result<Prepared> {
-    let spec: Spec =
-        serde_json::from_str(&order.spec).map_err(|e| Error::invalid_argument(format!("config.json: {e}")))?;
+    let spec: Spec = serde_json::from_str(&order.spec)
+        .map_err(|e| Error::invalid_argument(format!("config.json: {e}")))?;
     let process = required_process(&spec)?;
     let mut fds = OrderFds::take(&order.fds, fds)?;
     let linux = spec.linux().as_ref();
@@ -118,7 +121,8 @@ fn prepare(order: &CreateOrder, mount_namespace: BorrowedFd<'_>, fds: Vec<OwnedF
         if kind == Namespace::Cgroup {
             new_cgroup_namespace = false;
         }
-        process::setns(fd.as_fd(), 0).map_err(|e| Error::from(e).context(format!("joining {kind:?} namespace")))?;
+        process::setns(fd.as_fd(), 0)
+            .map_err(|e| Error::from(e).context(format!("joining {kind:?} namespace")))?;
     }
     if order.root {
         // Also puts the root directory back from the empty one to that of the namespace.
@@ -142,7 +146,12 @@ fn prepare(order: &CreateOrder, mount_namespace: BorrowedFd<'_>, fds: Vec<OwnedF
         rootfs,
         gofer: gofer.collect(),
         devices: std::mem::take(&mut fds.devices),
-        cgroup: CgroupView { v2: order.cgroup_v2, names, mounts: cgroup_mounts, new_ns: new_cgroup_namespace },
+        cgroup: CgroupView {
+            v2: order.cgroup_v2,
+            names,
+            mounts: cgroup_mounts,
+            new_ns: new_cgroup_namespace,
+        },
         in_userns: order.in_userns,
         pre_pivot: Box::new(|| {
             if create_hooks.is_some() && !order.root {
@@ -154,7 +163,7 @@ fn prepare(order: &CreateOrder, mount_namespace: BorrowedFd<'_>, fds: Vec<OwnedF
         }),
     })?;
 
-    write_proc(&spec, process)?;
+    write_proc(&spec, process, built.procfs)?;
     if let Some(personality) = linux.and_then(|l| l.personality().as_ref()) {
         let value = match personality.domain() {
             LinuxPersonalityDomain::PerLinux => 0,
@@ -189,7 +198,12 @@ fn prepare(order: &CreateOrder, mount_namespace: BorrowedFd<'_>, fds: Vec<OwnedF
     }
     let tty = match stdio.first() {
         Some(fd) if stdio.len() == 3 => fd.try_clone()?,
-        _ => return Err(Error::invalid_argument(format!("3 standard streams are wanted, {} came", stdio.len()))),
+        _ => {
+            return Err(Error::invalid_argument(format!(
+                "3 standard streams are wanted, {} came",
+                stdio.len()
+            )));
+        }
     };
     let size = process.console_size();
     let seccomp = linux
@@ -211,16 +225,22 @@ fn prepare(order: &CreateOrder, mount_namespace: BorrowedFd<'_>, fds: Vec<OwnedF
 }
 
 /// Sysctls and the OOM score, through a procfs that nothing in the container can have tampered with.
-fn write_proc(spec: &Spec, process: &Process) -> Result<()> {
+fn write_proc(spec: &Spec, process: &Process, own: Option<paths::ProcHandle>) -> Result<()> {
     let sysctls = spec.linux().as_ref().and_then(|l| l.sysctl().as_ref()).filter(|s| !s.is_empty());
     if sysctls.is_none() && process.oom_score_adj().is_none() {
         return Ok(());
     }
+    super::write_oom_score(&own.map_or_else(paths::ProcHandle::open, Ok)?, process.oom_score_adj())?;
+    if sysctls.is_none() {
+        return Ok(());
+    }
+    // The container's own procfs may have sys/ read-only by now.
     let procfs = paths::ProcHandle::open()?;
-    super::write_oom_score(&procfs, process.oom_score_adj())?;
     for (name, value) in sysctls.into_iter().flatten() {
         let path = format!("sys/{}", sysctl_path(name));
-        procfs.write(&path, value.as_bytes()).map_err(|e| e.context(format!("linux.sysctl {name}={value}")))?;
+        procfs
+            .write(&path, value.as_bytes())
+            .map_err(|e| e.context(format!("linux.sysctl {name}={value}")))?;
     }
     Ok(())
 }
@@ -228,9 +248,18 @@ fn write_proc(spec: &Spec, process: &Process) -> Result<()> {
 /// `net.ipv4.ip_forward` → `net/ipv4/ip_forward`; a name that is written with slashes may keep dots in its parts.
 fn sysctl_path(name: &str) -> String {
     match name.find(['.', '/']) {
-        Some(i) if name.as_bytes()[i] == b'.' => {
-            name.chars().map(|c| if c == '.' { '/' } else if c == '/' { '.' } else { c }).collect()
-        }
+        Some(i) if name.as_bytes()[i] == b'.' => name
+            .chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect(),
         _ => name.to_owned(),
     }
 }

@@ -50,7 +50,9 @@ pub(super) fn run(channel: UnixStream, order: ExecOrder, fds: Vec<OwnedFd>) -> O
             drop(ready.master);
             let filter = ready.seccomp;
             let error = program.execute(&passed, || match &filter {
-                Some(filter) => filter.install().map(drop).map_err(|e| Error::from(e).context("loading seccomp filter")),
+                Some(filter) => {
+                    filter.install().map(drop).map_err(|e| Error::from(e).context("loading seccomp filter"))
+                }
                 None => Ok(()),
             });
             Err((channel, error))
@@ -77,8 +79,8 @@ struct Prepared {
 }
 
 fn prepare(order: &ExecOrder, fds: Vec<OwnedFd>) -> Result<Prepared> {
-    let process: Process = serde_json::from_str(&order.process)
-        .map_err(|e| Error::invalid_argument(format!("process: {e}")))?;
+    let process: Process =
+        serde_json::from_str(&order.process).map_err(|e| Error::invalid_argument(format!("process: {e}")))?;
     let mut fds = OrderFds::take(&order.fds, fds)?;
     nix::unistd::setsid()?;
     let affinity = process.exec_cpu_affinity().as_ref();
@@ -88,7 +90,11 @@ fn prepare(order: &ExecOrder, fds: Vec<OwnedFd>) -> Result<Prepared> {
     let init = fds.init.take().ok_or_else(|| Error::failure("no init to enter"))?;
     process::setns(
         init.as_fd(),
-        libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET,
+        libc::CLONE_NEWNS
+            | libc::CLONE_NEWCGROUP
+            | libc::CLONE_NEWIPC
+            | libc::CLONE_NEWUTS
+            | libc::CLONE_NEWNET,
     )
     .map_err(|e| Error::from(e).context("entering the container's namespaces (has it just stopped?)"))?;
     drop(init);
@@ -115,8 +121,7 @@ fn prepare(order: &ExecOrder, fds: Vec<OwnedFd>) -> Result<Prepared> {
         stdio = vec![tty.try_clone()?, tty.try_clone()?, tty];
     }
     let size = process.console_size();
-    let console_size =
-        terminal.then(|| size.map_or((0, 0), |s| (s.height() as u16, s.width() as u16)));
+    let console_size = terminal.then(|| size.map_or((0, 0), |s| (s.height() as u16, s.width() as u16)));
     let tty_after_place = match stdio.first() {
         Some(fd) => fd.try_clone()?,
         None => return Err(Error::invalid_argument("no standard streams were given")),

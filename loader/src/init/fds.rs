@@ -60,7 +60,12 @@ impl OrderFds {
             init: some(layout.init.into())?.pop(),
             mounts: some(layout.mounts.into())?,
             devices: layout.devices.iter().cloned().zip(some(layout.devices.len())?).collect(),
-            cgroup_mounts: layout.cgroup_mounts.iter().cloned().zip(some(layout.cgroup_mounts.len())?).collect(),
+            cgroup_mounts: layout
+                .cgroup_mounts
+                .iter()
+                .cloned()
+                .zip(some(layout.cgroup_mounts.len())?)
+                .collect(),
         };
         if !fds.is_empty() {
             return Err(Error::failure("the loader sent too many descriptors"));
@@ -76,7 +81,8 @@ impl OrderFds {
 /// `ENOSPC`/`EAGAIN` from the controller.
 pub fn join_cgroups(files: &[OwnedFd]) -> Result<()> {
     for file in files {
-        nix::unistd::write(file, b"0").map_err(|e| Error::from(e).context("joining the container's cgroup"))?;
+        nix::unistd::write(file, b"0")
+            .map_err(|e| Error::from(e).context("joining the container's cgroup"))?;
     }
     Ok(())
 }

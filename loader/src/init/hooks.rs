@@ -42,8 +42,9 @@ fn run_one(hook: &Hook, state: &str) -> Result<()> {
     }
     let pidfd = crate::sys::process::pidfd_open(child.id() as i32)?;
     let timeout = match hook.timeout() {
-        Some(seconds) if seconds > 0 => PollTimeout::try_from(Duration::from_secs(seconds as u64))
-            .unwrap_or(PollTimeout::MAX),
+        Some(seconds) if seconds > 0 => {
+            PollTimeout::try_from(Duration::from_secs(seconds as u64)).unwrap_or(PollTimeout::MAX)
+        }
         _ => PollTimeout::NONE,
     };
     let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];

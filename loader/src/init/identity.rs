@@ -5,7 +5,8 @@ use crate::sys::{misc, process};
 use airlock_wire::error::{Error, Kind, Result};
 use nix::errno::Errno;
 use oci_spec::runtime::{
-    Capability, IOPriorityClass, LinuxCapabilities, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimitType, Process,
+    Capability, IOPriorityClass, LinuxCapabilities, LinuxSchedulerFlag, LinuxSchedulerPolicy,
+    PosixRlimitType, Process,
 };
 use std::collections::HashSet;
 use std::ffi::CString;
@@ -64,11 +65,46 @@ pub fn capability_number(cap: Capability) -> u32 {
 pub fn capability_name(number: u32) -> Option<String> {
     use std::str::FromStr;
     const NAMES: [&str; 41] = [
-        "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-        "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-        "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-        "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-        "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "DAC_READ_SEARCH",
+        "FOWNER",
+        "FSETID",
+        "KILL",
+        "SETGID",
+        "SETUID",
+        "SETPCAP",
+        "LINUX_IMMUTABLE",
+        "NET_BIND_SERVICE",
+        "NET_BROADCAST",
+        "NET_ADMIN",
+        "NET_RAW",
+        "IPC_LOCK",
+        "IPC_OWNER",
+        "SYS_MODULE",
+        "SYS_RAWIO",
+        "SYS_CHROOT",
+        "SYS_PTRACE",
+        "SYS_PACCT",
+        "SYS_ADMIN",
+        "SYS_BOOT",
+        "SYS_NICE",
+        "SYS_RESOURCE",
+        "SYS_TIME",
+        "SYS_TTY_CONFIG",
+        "MKNOD",
+        "LEASE",
+        "AUDIT_WRITE",
+        "AUDIT_CONTROL",
+        "SETFCAP",
+        "MAC_OVERRIDE",
+        "MAC_ADMIN",
+        "SYSLOG",
+        "WAKE_ALARM",
+        "BLOCK_SUSPEND",
+        "AUDIT_READ",
+        "PERFMON",
+        "BPF",
         "CHECKPOINT_RESTORE",
     ];
     let name = format!("CAP_{}", NAMES.get(number as usize)?);
@@ -150,7 +186,8 @@ impl Program {
             }
         };
         let user = process.user();
-        let cwd = process.cwd().to_str().ok_or_else(|| Error::invalid_argument("process.cwd is not UTF-8"))?;
+        let cwd =
+            process.cwd().to_str().ok_or_else(|| Error::invalid_argument("process.cwd is not UTF-8"))?;
         Ok(Self {
             args: args.iter().map(|a| cstring("process.args", a)).collect::<Result<Vec<_>>>()?,
             env,
@@ -248,12 +285,16 @@ impl Program {
     /// reached through a leaked descriptor is not).
     fn enter_cwd(&self) -> Result<()> {
         let shown = self.cwd.to_string_lossy().into_owned();
-        nix::unistd::chdir(self.cwd.as_c_str())
-            .map_err(|e| Error::from(e).context(format!("chdir to cwd ({shown:?}) set in config.json failed")))?;
+        nix::unistd::chdir(self.cwd.as_c_str()).map_err(|e| {
+            Error::from(e).context(format!("chdir to cwd ({shown:?}) set in config.json failed"))
+        })?;
         let actual = nix::unistd::getcwd()
             .map_err(|e| Error::from(e).context(format!("cwd {shown:?} is outside the container's root")))?;
         if !actual.is_absolute() {
-            return Err(Error::new(Kind::Permission, format!("cwd {shown:?} is outside the container's root")));
+            return Err(Error::new(
+                Kind::Permission,
+                format!("cwd {shown:?} is outside the container's root"),
+            ));
         }
         Ok(())
     }
@@ -314,8 +355,8 @@ fn look_up(name: &str, path: Option<&str>, cwd: &Path) -> Result<String> {
 
 fn check_executable(path: &Path) -> std::result::Result<(), Errno> {
     use std::os::unix::fs::PermissionsExt;
-    let meta = std::fs::metadata(path)
-        .map_err(|e| e.raw_os_error().map_or(Errno::ENOENT, Errno::from_raw))?;
+    let meta =
+        std::fs::metadata(path).map_err(|e| e.raw_os_error().map_or(Errno::ENOENT, Errno::from_raw))?;
     if meta.is_dir() {
         return Err(Errno::EISDIR);
     }

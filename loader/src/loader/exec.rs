@@ -53,7 +53,9 @@ impl Loader {
         };
         let init = match (state, init) {
             (State::Created | State::Started, Some(init)) => init,
-            (State::Stopped, _) => return Err(Error::invalid_state(format!("container {cid:?} has stopped"))),
+            (State::Stopped, _) => {
+                return Err(Error::invalid_state(format!("container {cid:?} has stopped")));
+            }
             _ => return Err(Error::invalid_state(format!("container {cid:?} not started"))),
         };
         let placement = Placement {
@@ -62,7 +64,7 @@ impl Loader {
             into_cgroup: container.cgroup.get().and_then(Cgroup::v2_dir),
         };
         let seccomp = self.seccomp_program(&container)?;
-        let mut fds = self.cgroup_join(&container)?;
+        let mut fds = container.cgroup.get().map(Cgroup::join_fd).transpose()?.unwrap_or_default();
         let (process, channel) = self.spawner_fork(&container, placement, false)?;
         let devpts = container.devpts.get().map(OwnedFd::try_clone).transpose()?;
         let layout = FdLayout {
@@ -95,7 +97,9 @@ impl Loader {
                 Err(e) if e.kind == Kind::Disconnected => {}
                 Err(e) => return Err(e),
                 Ok((Answer::Failed(e), _)) => return Err(e),
-                Ok((Answer::Ready { .. }, _)) => return Err(Error::failure("the new process answered out of turn")),
+                Ok((Answer::Ready { .. }, _)) => {
+                    return Err(Error::failure("the new process answered out of turn"));
+                }
             }
             let mut life = lock(&container.life);
             forget_oldest_unclaimed(&mut life.execs);

@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 /// What comes out of setting a container up.
@@ -71,9 +72,14 @@ impl Loader {
             )));
         }
         let cgroup = match parts.cgroup.take() {
+            Some(cgroup) if container.root => Some(cgroup.sandbox_inside()),
             Some(cgroup) => Some(cgroup),
             None if container.root => None,
-            None => self.root()?.cgroup.get().map(|c| c.make_child(cid)).transpose()?,
+            None => {
+                let child = self.root()?.cgroup.get().map(|c| c.make_child(cid)).transpose()?;
+                container.made_leaf.store(child.is_some(), Ordering::Relaxed);
+                child
+            }
         };
         if let Some(cgroup) = cgroup {
             let _ = container.cgroup.set(cgroup);
@@ -98,7 +104,9 @@ impl Loader {
             drop(refs);
             drop(fds);
             match binary::recv::<Answer>(&channel) {
-                Ok((Answer::Ready { pid, console, listener, devpts }, fds)) => Ok((pid, console, listener, devpts, fds)),
+                Ok((Answer::Ready { pid, console, listener, devpts }, fds)) => {
+                    Ok((pid, console, listener, devpts, fds))
+                }
                 Ok((Answer::Failed(e), _)) => Err(e),
                 Err(e) => Err(died_early(&process, e)),
             }
@@ -194,8 +202,12 @@ impl Loader {
             wait_end(&init);
         }
         if let Some(cgroup) = container.cgroup.get() {
-            cgroup.kill()?;
-            cgroup.remove_own_child()?;
+            empty(cgroup)?;
+            if container.made_leaf.load(Ordering::Relaxed)
+                && let Some(parent) = self.root()?.cgroup.get()
+            {
+                parent.remove_child(cid)?;
+            }
         }
         lock(&self.containers).remove(cid);
         Ok(())
@@ -241,7 +253,9 @@ impl Loader {
             _ => {
                 let root = self.root()?;
                 let init = root.init().filter(|i| i.status().is_none()).ok_or_else(|| {
-                    Error::invalid_state("the root container, whose pid namespace is to be shared, has stopped")
+                    Error::invalid_state(
+                        "the root container, whose pid namespace is to be shared, has stopped",
+                    )
                 })?;
                 Ok((Some(init), false))
             }
@@ -256,7 +270,7 @@ impl Loader {
         parts: ContainerParts,
     ) -> Result<(CreateOrder, Vec<OwnedFd>)> {
         let cgroup = container.cgroup.get();
-        let mut fds = self.cgroup_join(container)?;
+        let mut fds = cgroup.map(Cgroup::join_fd).transpose()?.unwrap_or_default();
         let layout = FdLayout {
             cgroup_join: fds.len() as u16,
             stdio: parts.stdio.len() as u16,
@@ -284,23 +298,14 @@ impl Loader {
             bundle: bundle.to_owned(),
             root: container.root,
             in_userns: self.config.in_userns,
-            cgroup_v2: cgroup.is_some_and(|c| c.v2_dir().is_some()),
-            cgroup_names: cgroup.map(Cgroup::names).unwrap_or_default(),
+            cgroup_v2: cgroup.is_some_and(Cgroup::v2),
+            cgroup_names: cgroup
+                .map(|c| c.dirs().map(|(name, _)| name.to_owned()).collect())
+                .unwrap_or_default(),
             hook_pid: self.config.hook_pid,
             fds: layout,
         };
         Ok((order, fds))
-    }
-
-    /// The v1 files through which a process forked by the spawner joins the container: only hierarchies in which
-    /// the container is elsewhere than the spawner.
-    pub(super) fn cgroup_join(&self, container: &Container) -> Result<Vec<OwnedFd>> {
-        let Some(cgroup) = container.cgroup.get() else { return Ok(Vec::new()) };
-        if container.root {
-            return cgroup.join_leaf_files();
-        }
-        let root = self.root()?;
-        cgroup.join_files_unlike(root.cgroup.get())
     }
 
     /// After a failed set-up or start: kills the process and leaves the container stopped.
@@ -309,7 +314,7 @@ impl Loader {
         let _ = process.signal(libc::SIGKILL);
         wait_end(process);
         if let Some(cgroup) = container.cgroup.get() {
-            let _ = cgroup.kill();
+            let _ = empty(cgroup);
         }
     }
 }
@@ -322,14 +327,32 @@ fn wait_end(process: &Process) {
     }
 }
 
+/// Kills what is in a leaf and waits until it is empty.
+fn empty(cgroup: &Cgroup) -> Result<()> {
+    loop {
+        let pids = cgroup.procs()?;
+        if pids.is_empty() {
+            return Ok(());
+        }
+        cgroup.kill()?;
+        for pid in pids {
+            if let Ok(pidfd) = crate::sys::process::pidfd_open(pid) {
+                let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+                let _ = poll(&mut fds, PollTimeout::NONE);
+            }
+        }
+    }
+}
+
 fn died_early(process: &Process, error: Error) -> Error {
     if error.kind != Kind::Disconnected {
         return error;
     }
     match process.status() {
-        Some(s) if s & 0x7f != 0 => {
-            Error::failure(format!("the container's init was killed by signal {} while it was set up", s & 0x7f))
-        }
+        Some(s) if s & 0x7f != 0 => Error::failure(format!(
+            "the container's init was killed by signal {} while it was set up",
+            s & 0x7f
+        )),
         _ => Error::failure("the container's init ended while it was set up (out of memory or killed?)"),
     }
 }

@@ -37,21 +37,35 @@ impl ContainerParts {
     /// Indices out of range or named twice.
     pub fn take(fds: &ContainerFds, table: &mut FdTable) -> Result<Self> {
         let names: Vec<String> = fds.cgroup.dirs.iter().map(|d| d.name.clone()).collect();
-        let dirs = fds.cgroup.dirs.iter().map(|d| Ok((d.name.clone(), table.take(d.dir)?))).collect::<Result<Vec<_>>>()?;
+        let dirs = fds
+            .cgroup
+            .dirs
+            .iter()
+            .map(|d| Ok((d.name.clone(), table.take(d.dir)?)))
+            .collect::<Result<Vec<_>>>()?;
         let cgroup_mounts = names.into_iter().zip(table.take_all(&fds.cgroup.mounts)?).collect();
         // Filestores back overlays that the parent has already built; holding them is all there is to do.
         drop(table.take_all(&fds.filestores)?);
         Ok(Self {
             stdio: table.take_all(&fds.stdio)?,
             mounts: table.take_all(&fds.gofer)?,
-            devices: fds.devices.iter().map(|(p, fd)| Ok((p.clone(), table.take(*fd)?))).collect::<Result<_>>()?,
-            cgroup: (!dirs.is_empty()).then(|| Cgroup::new(fds.cgroup.v2, dirs)),
+            devices: fds
+                .devices
+                .iter()
+                .map(|(p, fd)| Ok((p.clone(), table.take(*fd)?)))
+                .collect::<Result<_>>()?,
+            cgroup: if dirs.is_empty() { None } else { Some(Cgroup::new(fds.cgroup.v2, dirs)?) },
             cgroup_mounts,
             join: fds.join.iter().map(|(n, fd)| Ok((*n, table.take(*fd)?))).collect::<Result<_>>()?,
             pass: fds
                 .pass
                 .iter()
-                .map(|m| Ok((m.guest, table.take(airlock_wire::api::boot::Fd(u16::try_from(m.host).unwrap_or(u16::MAX)))?)))
+                .map(|m| {
+                    Ok((
+                        m.guest,
+                        table.take(airlock_wire::api::boot::Fd(u16::try_from(m.host).unwrap_or(u16::MAX)))?,
+                    ))
+                })
                 .collect::<Result<_>>()?,
             exec: table.take_option(fds.exec)?,
             tty: table.take_option(fds.tty)?,

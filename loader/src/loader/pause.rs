@@ -83,8 +83,7 @@ fn freeze(container: &Container, on: bool) -> Result<()> {
     if !matches!(container.state(), State::Started | State::Created) {
         return Ok(());
     }
-    container
-        .cgroup()?
-        .freeze(on)
-        .map_err(|e| Error::from(e).context(format!("{} container {:?}", if on { "freezing" } else { "thawing" }, container.cid)))
+    container.cgroup()?.freeze(on).map_err(|e| {
+        e.context(format!("{} container {:?}", if on { "freezing" } else { "thawing" }, container.cid))
+    })
 }

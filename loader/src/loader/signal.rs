@@ -52,9 +52,9 @@ impl Loader {
             DeliveryMode::Process => self
                 .signal_process(cid, pid, signo)
                 .map_err(|e| e.context(format!("signaling process in container {cid:?} PID {pid}"))),
-            DeliveryMode::All if pid != 0 => {
-                Err(Error::invalid_argument(format!("PID ({pid}) cannot be set when signaling all processes")))
-            }
+            DeliveryMode::All if pid != 0 => Err(Error::invalid_argument(format!(
+                "PID ({pid}) cannot be set when signaling all processes"
+            ))),
             DeliveryMode::All => self.signal_all(cid, signo),
             DeliveryMode::ForegroundGroup => self.signal_foreground(cid, pid, signo).map_err(|e| {
                 e.context(format!("signaling foreground process group in container {cid:?} PID {pid}"))
@@ -113,6 +113,20 @@ impl Loader {
         Ok(None)
     }
 
+    /// Opens the process whose pid in the container's own pid namespace is `ns_pid`.
+    ///
+    /// # Errors
+    /// [`airlock_wire::error::Kind::NoSuchEntity`]; `process n is part of a different container: "Y"`.
+    pub fn open_in_namespace(&self, container: &Container, ns_pid: i32) -> Result<OwnedFd> {
+        for pid in self.pids_of(container)? {
+            let nspid = self.config.procfs.status_field(pid, "NSpid").ok().flatten().unwrap_or_default();
+            if parse_nspid(&nspid).last() == Some(&ns_pid) {
+                return self.open_member(container, pid);
+            }
+        }
+        Err(gone(Errno::ESRCH, ns_pid))
+    }
+
     /// All processes of a container as pids of the sandbox's namespace, ascending. Without a cgroup they are
     /// found by their pid namespace.
     ///
@@ -138,7 +152,13 @@ impl Loader {
             Some(parse_nspid(&value).len())
         };
         let own = depth(init.pid).unwrap_or(0);
-        Ok(self.config.procfs.pids()?.into_iter().filter(|pid| depth(*pid).is_some_and(|d| d >= own.max(2))).collect())
+        Ok(self
+            .config
+            .procfs
+            .pids()?
+            .into_iter()
+            .filter(|pid| depth(*pid).is_some_and(|d| d >= own.max(2)))
+            .collect())
     }
 
     fn signal_all(&self, cid: &str, signo: i32) -> Result<()> {
@@ -153,7 +173,7 @@ impl Loader {
         {
             return cgroup
                 .kill()
-                .map_err(|e| Error::from(e).context(format!("signaling all processes in container {cid:?}")));
+                .map_err(|e| e.context(format!("signaling all processes in container {cid:?}")));
         }
         for pid in self.pids_of(&container)? {
             // What has ended in the meantime needs no signal.

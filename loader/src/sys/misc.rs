@@ -62,7 +62,8 @@ pub fn set_affinity(cpus: &[usize]) -> Result<()> {
         unsafe { libc::CPU_SET(*cpu, &mut set) };
     }
     // SAFETY: `set` outlives the call and its size is passed.
-    Errno::result(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) }).map(drop)
+    Errno::result(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) })
+        .map(drop)
 }
 
 /// personality(2).
@@ -131,7 +132,8 @@ pub fn loopback_up() -> Result<()> {
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: `request` has the kernel's layout and outlives the call.
-    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) }).map(drop)
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) })
+        .map(drop)
 }
 
 /// sethostname(2) or, with `domain`, setdomainname(2), in the calling thread's UTS namespace.

@@ -1,6 +1,10 @@
 //! System calls. The only modules of this crate with unsafe code; everything above speaks `OwnedFd` and `BorrowedFd`.
 
+pub mod backtrace;
+pub mod bpf;
 pub mod misc;
 pub mod mount;
 pub mod process;
+pub mod ptmx;
 pub mod seccomp;
+pub mod xattr;

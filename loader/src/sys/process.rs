@@ -148,6 +148,33 @@ pub fn reap() -> Result<Option<Reaped>> {
     }
 }
 
+/// Raw wait status of the ended process behind `pidfd`, also of one that is not a child (`PIDFD_GET_INFO` with
+/// `PIDFD_INFO_EXIT`, Linux 6.15).
+///
+/// # Errors
+/// `ENOTTY`/`EINVAL` on older kernels, `ENODATA` when it has not been reaped yet or the status is unknown.
+pub fn exit_status(pidfd: BorrowedFd<'_>) -> Result<u32> {
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        exit_code: i32,
+        more: [u32; 16],
+    }
+    const SIZE: usize = 64; // PIDFD_INFO_SIZE_VER0: up to and including exit_code
+    const PIDFD_GET_INFO: libc::c_ulong = 0xc000_ff0b | (SIZE as libc::c_ulong) << 16;
+    let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
+    // SAFETY: the request says that 64 bytes are exchanged and `info` is larger.
+    Errno::result(unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) })?;
+    if info.mask & PIDFD_INFO_EXIT == 0 {
+        return Err(Errno::ENODATA);
+    }
+    Ok(info.exit_code as u32)
+}
+
 /// Closes every descriptor from `first` on, except those in `keep`.
 ///
 /// The caller must not use (or drop) any `OwnedFd` of a closed descriptor afterwards; meant for a freshly forked

@@ -1,0 +1,293 @@
+//! The loader process: gives up privileges, sets the root container up, serves, and ends as the container ended.
+//!
+//! Two threads from the start: the main one takes in exits, signals and connections; the boot thread makes the root
+//! container and then serves the boot socket as an ordinary connection. Every further connection adds a thread.
+#![forbid(unsafe_code)]
+
+use super::{FdTable, Handlers};
+use crate::container::State;
+use crate::loader::{ContainerParts, DeliveryMode, Loader, LoaderConfig};
+use crate::procfs::ProcFs;
+//SC use crate::seccomp::loader_filter;
+use crate::spawner::{Exited, Spawner};
+use crate::sys::{mount, process};
+use airlock_wire::api::boot::{BootArgs, BootReply};
+use airlock_wire::binary;
+use airlock_wire::error::{Error, Result};
+use airlock_wire::server::{Server, ServerOptions};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+pub(super) struct LoaderStart {
+    pub socket: UnixStream,
+    pub args: BootArgs,
+    pub spec: Spec,
+    pub fds: FdTable,
+    pub requests: UnixStream,
+    pub exits: UnixStream,
+    /// The stage tells on it what pid the loader has for its parent; only when a hook wants to know.
+    pub own_pid: Option<UnixStream>,
+    pub host_pid: bool,
+    pub handlers: Handlers,
+}
+
+/// Capabilities the loader keeps: signals to any user's processes, and looking into them.
+const KEPT: u64 = 1 << 5 /* KILL */ | 1 << 19 /* SYS_PTRACE */ | 1 << 2 /* DAC_READ_SEARCH */;
+
+pub(super) fn main(start: LoaderStart) -> ! {
+    process::set_name(c"airlock-loader");
+    let Ok(socket) = start.socket.try_clone() else { process::exit_now(1) };
+    match run(start) {
+        Ok(status) => end_as(status),
+        Err(error) => {
+            log::error!("{error}");
+            let _ = binary::send(&socket, &BootReply::Failed(error), &[]);
+            process::exit_now(1)
+        }
+    }
+}
+
+/// Ends the loader as the container ended: same exit code or same signal.
+fn end_as(status: u32) -> ! {
+    let signal = status & 0x7f;
+    if signal != 0 {
+        process::die_by_signal(signal as i32);
+    }
+    process::exit_now((status >> 8) as i32 & 0xff)
+}
+
+fn run(mut start: LoaderStart) -> Result<u32> {
+    let args = &start.args;
+    super::logging::init(
+        start.fds.take_option(args.log)?,
+        start.fds.take_option(args.panic_log)?,
+        args.log_level,
+        &args.id,
+    );
+    let listener = start.fds.take_option(args.listener)?.map(UnixListener::from);
+    let exit_file = start.fds.take_option(args.exit_file)?.map(File::from);
+    drop(start.fds.take_option(args.user_log)?);
+    let self_exe = start.fds.take_option(args.self_exe)?;
+    let parts = ContainerParts::take(&args.fds, &mut start.fds)?;
+    let hook_pid = match &start.own_pid {
+        Some(socket) => binary::recv::<i32>(socket)?.0,
+        None => 0,
+    };
+    let namespaces = start.spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
+    let in_userns = namespaces.is_some_and(|all| all.iter().any(|n| n.typ() == LinuxNamespaceType::User));
+    let loader = Arc::new(Loader::new(LoaderConfig {
+        id: args.id.clone(),
+        bundle: args.bundle.clone(),
+        hook_pid,
+        in_userns,
+        shared_pid_namespace: start.host_pid,
+        procfs: ProcFs::new(open_procfs()?),
+        spawner: Spawner::new(start.requests),
+        self_exe,
+    }));
+    let signals = SignalFd::with_flags(&forwarded_signals(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    drop_privileges()?;
+
+    let grace = Duration::from_millis(start.args.stop_grace_ms);
+    let server = Server::new(
+        (start.handlers)(&loader),
+        ServerOptions { allowed_uids: start.args.allowed_uids.clone(), grace, ..ServerOptions::default() },
+    );
+    let boot = Boot {
+        socket: start.socket,
+        loader: loader.clone(),
+        server: server.clone(),
+        spec_text: start.args.spec.0.unwrap_or_default(),
+        spec: start.spec,
+        bundle: start.args.bundle,
+        parts,
+        autostart: start.args.autostart,
+        hold: start.args.hold,
+    };
+    std::thread::Builder::new().name("boot".to_owned()).stack_size(512 << 10).spawn(move || boot.run())?;
+
+    let status = watch(&loader, &server, &start.exits, &signals, listener.as_ref())?;
+    loader.end_subcontainers();
+    if let Some(file) = exit_file {
+        write_last_words(file, &loader, status);
+    }
+    server.stop(grace);
+    Ok(status)
+}
+
+struct Boot {
+    socket: UnixStream,
+    loader: Arc<Loader>,
+    server: Server,
+    spec_text: String,
+    spec: Spec,
+    bundle: String,
+    parts: ContainerParts,
+    autostart: bool,
+    hold: bool,
+}
+
+impl Boot {
+    fn run(self) {
+        let loader = self.loader.clone();
+        let Ok(socket) = self.socket.try_clone() else { process::exit_now(1) };
+        if let Err(error) = self.create_and_serve() {
+            let _ = binary::send(&socket, &BootReply::Failed(error), &[]);
+            // Without a root container there is no sandbox. The spawner sees the loader go and ends the rest.
+            if let Ok(root) = loader.root()
+                && let Some(init) = root.init()
+            {
+                let _ = init.signal(libc::SIGKILL);
+            }
+            process::exit_now(1)
+        }
+    }
+
+    fn create_and_serve(self) -> Result<()> {
+        if self.hold {
+            binary::send(&self.socket, &BootReply::Held, &[])?;
+            super::hold::wait_for_continue(&self.socket)?;
+        }
+        let root = self.loader.root()?;
+        let prepared = self.loader.prepare(&root, self.spec_text, self.spec, &self.bundle, self.parts)?;
+        if self.autostart {
+            self.loader.start(&root)?;
+        }
+        let fds: Vec<_> =
+            [&prepared.console, &prepared.listener].into_iter().flatten().map(AsFd::as_fd).collect();
+        let reply = BootReply::Ready {
+            init_pid: prepared.init_pid,
+            has_console: prepared.console.is_some(),
+            has_seccomp_listener: prepared.listener.is_some(),
+        };
+        // A parent that is gone by now would leave a sandbox that nobody knows of.
+        binary::send(&self.socket, &reply, &fds)?;
+        drop(prepared);
+        let _ = self.server.serve_blocking(self.socket);
+        Ok(())
+    }
+}
+
+/// Takes in exits, signals and connections until the root container's init has ended.
+fn watch(
+    loader: &Arc<Loader>,
+    server: &Server,
+    exits: &UnixStream,
+    signals: &SignalFd,
+    listener: Option<&UnixListener>,
+) -> Result<u32> {
+    loop {
+        let mut fds = vec![
+            PollFd::new(exits.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        ];
+        fds.extend(listener.map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(nix::errno::Errno::EINTR) => continue,
+            Err(e) => return Err(e.into()),
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| fd.revents().is_some_and(|r| !r.is_empty())).collect();
+        if ready[0] {
+            let (exited, _): (Exited, _) =
+                binary::recv(exits).map_err(|e| e.context("the spawner is gone"))?;
+            if let Some(status) = loader.process_ended(exited) {
+                return Ok(status);
+            }
+        }
+        if ready[1] {
+            while let Ok(Some(info)) = signals.read_signal() {
+                forward(loader, info.ssi_signo as i32);
+            }
+        }
+        if ready.get(2) == Some(&true)
+            && let Some(listener) = listener
+            && let Err(e) = server.accept(listener)
+        {
+            log::warn!("refused a connection: {e}");
+        }
+    }
+}
+
+/// The loader's pid stands for the container, so signals to it are the container's.
+fn forward(loader: &Loader, signo: i32) {
+    let Ok(root) = loader.root() else { return };
+    // An init that waits for its start has no handlers, and PID 1 of a namespace ignores what it does not handle.
+    let signo = match (root.state(), signo) {
+        (State::Creating | State::Created, libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP) => {
+            libc::SIGKILL
+        }
+        (_, other) => other,
+    };
+    if let Err(e) = loader.signal(loader.id(), 0, signo, DeliveryMode::Process) {
+        log::debug!("forwarding signal {signo}: {e}");
+    }
+}
+
+/// Everything a caller may send to the OCI pid; not what the kernel sends the loader itself.
+fn forwarded_signals() -> SigSet {
+    let mut set = SigSet::all();
+    for own in [
+        Signal::SIGCHLD,
+        Signal::SIGPIPE,
+        Signal::SIGSEGV,
+        Signal::SIGBUS,
+        Signal::SIGFPE,
+        Signal::SIGILL,
+        Signal::SIGTRAP,
+        Signal::SIGSYS,
+        Signal::SIGTTIN,
+        Signal::SIGTTOU,
+    ] {
+        set.remove(own);
+    }
+    set
+}
+
+fn open_procfs() -> Result<OwnedFd> {
+    let context = mount::fsopen("proc")?;
+    mount::fsconfig_create(context.as_fd())?;
+    let attrs = mount::MOUNT_ATTR_NOSUID | mount::MOUNT_ATTR_NODEV | mount::MOUNT_ATTR_NOEXEC;
+    Ok(mount::fsmount(context.as_fd(), attrs)?)
+}
+
+/// Before any thread exists: trimming capabilities on every thread would cost milliseconds.
+fn drop_privileges() -> Result<()> {
+    let own = process::cap_permitted()?;
+    for cap in 0..64 {
+        if own & (1 << cap) != 0 && KEPT & (1 << cap) == 0 {
+            match process::prctl(libc::PR_CAPBSET_DROP, cap, 0, 0, 0) {
+                Ok(_) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::EPERM) => {}
+                Err(e) => return Err(Error::from(e).context("dropping the loader's bounding set")),
+            }
+        }
+    }
+    process::capset(own & KEPT, own & KEPT, 0)?;
+    process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)?;
+    //SC loader_filter::loader_filter()
+    //SC .install()
+    //SC .map_err(|e| Error::from(e).context("installing the loader's seccomp filter"))?;
+    Ok(())
+}
+
+/// Tells whoever asks later how the root container ended.
+fn write_last_words(mut file: File, loader: &Loader, status: u32) {
+    let reason = loader.root().map(|r| r.reason()).unwrap_or_default();
+    let words = serde_json::json!({
+        "id": loader.id(),
+        "status": status,
+        "reason": reason,
+        "time": humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
+    });
+    if let Err(e) = file.write_all(format!("{words}\n").as_bytes()) {
+        log::warn!("writing the exit file: {e}");
+    }
+}
