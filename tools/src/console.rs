@@ -28,18 +28,14 @@ pub struct ConsoleSocket {
 impl ConsoleSocket {
     /// Connects to the listening socket at `path`. Done before anything is made, so that a wrong path costs nothing.
     pub fn connect(path: &Path) -> Result<Self> {
-        let stream = crate::state::connect_stream(path)
+        let stream = crate::files::connect_stream(path)
             .map_err(|e| Error::from(e).context(format!("connect to console socket {}", path.display())))?;
         Ok(Self { path: path.to_owned(), stream })
     }
 
-    /// Sends `fd` with `payload` (1 to 4095 bytes count) in one message and closes the connection.
+    /// Sends `fd` with `payload` (which must not be empty) in one message and closes the connection.
     pub fn send(self, payload: &str, fd: BorrowedFd<'_>) -> Result<()> {
-        let mut bytes = payload.as_bytes();
-        if bytes.is_empty() {
-            bytes = b"/dev/console";
-        }
-        let bytes = &bytes[..bytes.len().min(4095)];
+        let bytes = payload.as_bytes();
         let sent = loop {
             match self.stream.send_with_fd(bytes, &[fd.as_raw_fd()]) {
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
@@ -55,7 +51,10 @@ impl ConsoleSocket {
 
     /// Sends a pty's master with the name of its other end.
     pub fn send_master(self, master: BorrowedFd<'_>) -> Result<()> {
-        let name = sys::pty_number(master).map(|n| format!("/dev/pts/{n}")).unwrap_or_default();
+        let name = match sys::pty_number(master) {
+            Ok(number) => format!("/dev/pts/{number}"),
+            Err(_) => "/dev/console".to_owned(),
+        };
         self.send(&name, master)
     }
 }
@@ -216,7 +215,13 @@ impl Relay {
 
     /// Moves all output that is there now, then restores our terminal.
     fn finish(mut self) {
-        while self.move_master() {
+        loop {
+            // A poll makes the pty hand over what its writer has written: a read alone may come too early.
+            let mut fds = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
+            let there = poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0);
+            if !there || !self.move_master() {
+                break;
+            }
             self.flush_output();
         }
         self.flush_output();
@@ -360,5 +365,100 @@ impl Foreground {
                 _ => forward(signal),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::pty::openpty;
+    use sendfd::RecvWithFd;
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_console_socket_gets_one_message_with_one_descriptor() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.sock");
+        let error = ConsoleSocket::connect(&path).unwrap_err();
+        assert!(error.message.contains("console.sock"), "{error}");
+        let listener = UnixListener::bind(&path).unwrap();
+        let pty = openpty(None, None).unwrap();
+        ConsoleSocket::connect(&path).unwrap().send_master(pty.master.as_fd()).unwrap();
+
+        let (stream, _) = listener.accept().unwrap();
+        let (mut bytes, mut fds) = ([0; 64], [-1; 4]);
+        let (length, count) = stream.recv_with_fd(&mut bytes, &mut fds).unwrap();
+        assert_eq!(count, 1);
+        let name = std::str::from_utf8(&bytes[..length]).unwrap();
+        let theirs = nix::unistd::ttyname(&pty.slave).unwrap();
+        assert_eq!(Path::new(name), theirs);
+        // The connection is closed behind it.
+        assert_eq!((&stream).read(&mut bytes).unwrap(), 0);
+        let received = sys::duplicate_number(fds[0]).unwrap();
+        nix::unistd::close(fds[0]).unwrap();
+        // It is the master: what it writes, the other end reads.
+        File::from(received).write_all(b"hi\n").unwrap();
+        let read = nix::unistd::read(&pty.slave, &mut bytes).unwrap();
+        assert_eq!(&bytes[..read], b"hi\n");
+    }
+
+    #[test]
+    fn raw_mode_is_undone() {
+        let pty = openpty(None, None).unwrap();
+        let before = tcgetattr(&pty.slave).unwrap();
+        let raw = RawMode::enter(pty.slave.as_fd()).unwrap();
+        assert_ne!(tcgetattr(&pty.slave).unwrap().local_flags, before.local_flags);
+        drop(raw);
+        assert_eq!(tcgetattr(&pty.slave).unwrap().local_flags, before.local_flags);
+        let file = tempfile::tempfile().unwrap();
+        assert!(RawMode::enter(file.as_fd()).is_err());
+    }
+
+    #[test]
+    fn sizes_travel() {
+        let pty = openpty(None, None).unwrap();
+        let size = libc::winsize { ws_row: 33, ws_col: 77, ws_xpixel: 0, ws_ypixel: 0 };
+        sys::set_window_size(pty.master.as_fd(), &size).unwrap();
+        let seen = sys::window_size(pty.slave.as_fd()).unwrap();
+        assert_eq!((seen.ws_row, seen.ws_col), (33, 77));
+    }
+
+    #[test]
+    fn the_last_output_of_a_pty_is_not_lost() {
+        let pty = openpty(None, None).unwrap();
+        let mut relay =
+            Relay { master: pty.master, raw: None, to_master: Pump::default(), to_output: Pump::default() };
+        fcntl(&relay.master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let mut slave = File::from(pty.slave);
+        slave.write_all(b"last words").unwrap();
+        drop(slave);
+        let mut fds = [PollFd::new(relay.master.as_fd(), PollFlags::POLLIN)];
+        assert!(poll(&mut fds, PollTimeout::ZERO).unwrap() > 0);
+        assert!(relay.move_master());
+        assert_eq!(relay.to_output.buffer, b"last words");
+        relay.to_output.buffer.clear();
+        assert!(!relay.move_master() && relay.to_output.ended);
+    }
+
+    #[test]
+    fn signals_are_collected_until_the_end() {
+        // On a thread of its own: the mask is a thread's.
+        std::thread::spawn(|| {
+            let block = SignalBlock::forwardable().unwrap();
+            for signal in [Signal::SIGUSR1, Signal::SIGTERM, Signal::SIGWINCH] {
+                nix::sys::signal::raise(signal).unwrap();
+            }
+            let (ended, writer) = std::io::pipe().unwrap();
+            drop(writer);
+            let mut seen = Vec::new();
+            Foreground::new(block, None).unwrap().wait(ended.as_fd(), |s| seen.push(s)).unwrap();
+            seen.sort_unstable();
+            assert_eq!(seen, [libc::SIGUSR1, libc::SIGTERM, libc::SIGWINCH]);
+            assert!(!SigSet::thread_get_mask().unwrap().contains(Signal::SIGTERM));
+        })
+        .join()
+        .unwrap();
     }
 }

@@ -311,7 +311,7 @@ mod tests {
         let file = std::fs::File::create(&fifo).unwrap();
         file.set_len(MAX_CONFIG + 1).unwrap();
         assert!(Bundle::load(dir.path()).unwrap_err().message.contains("at most"));
-        std::fs::write(&fifo, "{}").unwrap();
+        std::fs::write(&fifo, "[1]").unwrap();
         assert!(Bundle::load(dir.path()).unwrap_err().message.contains("not an OCI configuration"));
         assert_eq!(Bundle::load(&dir.path().join("no")).unwrap_err().kind, Kind::NoSuchEntity);
     }

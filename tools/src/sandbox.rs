@@ -75,17 +75,26 @@ pub struct Stage {
 }
 
 /// What a sandbox is booted from.
-pub struct BootRequest<'a> {
+#[derive(Debug)]
+pub struct BootRequest {
     /// The boot message's body.
     pub args: BootArgs,
     /// Its descriptors.
     pub fds: FdList,
     /// Maps of the user namespace that the configuration asks for.
     pub id_maps: Option<IdMaps>,
-    /// Called once when the loader exists: from now on `loader` must die if anything fails.
-    pub on_loader: &'a mut dyn FnMut(ProcessId) -> Result<()>,
-    /// Called when the namespaces exist and the container does not yet, if `args.hold` is set.
-    pub on_held: &'a mut dyn FnMut(ProcessId) -> Result<()>,
+}
+
+/// What the parent does while a sandbox boots. An error ends the sandbox.
+pub trait BootEvents {
+    /// The message is sent: there is time for work of one's own while the sandbox unpacks it.
+    fn sent(&mut self) -> Result<()> {
+        Ok(())
+    }
+    /// The loader exists: whatever happens to this process, somebody must know of it.
+    fn loader(&mut self, loader: ProcessId) -> Result<()>;
+    /// The namespaces exist and the container does not yet (only with `args.hold`).
+    fn held(&mut self, loader: ProcessId) -> Result<()>;
 }
 
 /// A sandbox whose root container exists.
@@ -201,9 +210,9 @@ impl Stage {
     ///
     /// Blocks; on error nothing of the sandbox is left (and nothing of the caller's: cgroup and state directory are
     /// the caller's to remove).
-    pub fn boot(mut self, request: BootRequest<'_>) -> Result<Booted> {
+    pub fn boot(mut self, request: BootRequest, events: &mut dyn BootEvents) -> Result<Booted> {
         let mut loader = None;
-        let result = self.converse(request, &mut loader);
+        let result = self.converse(request, events, &mut loader);
         if result.is_ok() {
             return result;
         }
@@ -216,14 +225,16 @@ impl Stage {
 
     fn converse(
         &mut self,
-        request: BootRequest<'_>,
+        request: BootRequest,
+        events: &mut dyn BootEvents,
         loader: &mut Option<(ProcessId, OwnedFd)>,
     ) -> Result<Booted> {
-        let BootRequest { args, fds, id_maps, on_loader, on_held } = request;
+        let BootRequest { args, fds, id_maps } = request;
         if let Err(e) = binary::send(&self.stream, &args, &fds.as_fds()) {
             return Err(self.explain(e));
         }
         drop(fds);
+        events.sent()?;
         loop {
             let (reply, mut fds): (BootReply, Vec<OwnedFd>) = match binary::recv(&self.stream) {
                 Ok(message) => message,
@@ -245,11 +256,11 @@ impl Stage {
                     let id = ProcessId::of_child(loader_pid)?;
                     *loader = Some((id, fds.swap_remove(0)));
                     self.reap();
-                    on_loader(id)?;
+                    events.loader(id)?;
                 }
                 BootReply::Held => {
                     let Some((id, _)) = loader else { return Err(out_of_order()) };
-                    on_held(*id)?;
+                    events.held(*id)?;
                     let stream =
                         self.stream.try_clone().map_err(|e| Error::from(e).context("boot socket"))?;
                     Client::from_stream(stream, Dialect::Binary).call::<airlock::Continue>(&Empty {}, &[])?;

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::files::{bind_listener, connect_stream, private_file, unique, write_atomically, write_private};
 use crate::process::ProcessId;
 use airlock_wire::api::airlock as api;
 use airlock_wire::client::{Client, Dialect};
@@ -16,12 +17,10 @@ use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// The longest container id: a cgroup named `airlock-<id>` must fit a file name.
@@ -30,8 +29,6 @@ const MAX_ID: usize = 240;
 const MAX_STATE: u64 = 16 << 20;
 /// A sandbox that lives answers at once; one that is stuck must not hold up `list`.
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
-/// Longest path that fits a socket address with its final NUL.
-const MAX_SOCKET_PATH: usize = 107;
 
 /// A folder of container states, the `--root` of the command line.
 #[derive(Debug)]
@@ -471,84 +468,10 @@ fn encode(state: &State) -> Result<Vec<u8>> {
     serde_json::to_vec(state).map_err(|e| Error::failure(format!("encode state of {}: {e}", state.id)))
 }
 
-/// Connects to a Unix socket whose path may be longer than a socket address.
-pub fn connect_stream(path: &Path) -> std::io::Result<UnixStream> {
-    through_directory(path, |short| UnixStream::connect(short))
-}
-
-/// Listens on `path` (0600), which may be longer than a socket address. The caller removes a stale file.
-fn bind_listener(path: &Path) -> std::io::Result<UnixListener> {
-    through_directory(path, |short| {
-        let listener = UnixListener::bind(short)?;
-        std::fs::set_permissions(short, Permissions::from_mode(0o600))?;
-        Ok(listener)
-    })
-}
-
-/// Calls `f` with `path`, or with a short name for it by way of its opened directory.
-fn through_directory<T>(path: &Path, f: impl FnOnce(&Path) -> std::io::Result<T>) -> std::io::Result<T> {
-    if path.as_os_str().len() <= MAX_SOCKET_PATH {
-        return f(path);
-    }
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(ErrorKind::InvalidInput.into());
-    };
-    let dir = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC)
-        .open(parent)?;
-    let short =
-        PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&dir.as_fd()))).join(name);
-    f(&short)
-}
-
-/// A new or emptied file, 0600 whatever the umask.
-fn private_file(path: &Path) -> std::io::Result<File> {
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    if file.metadata()?.mode() & 0o777 != 0o600 {
-        file.set_permissions(Permissions::from_mode(0o600))?;
-    }
-    Ok(file)
-}
-
-fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    private_file(path)?.write_all(bytes)
-}
-
-/// Writes `path` so that a reader sees the old or the new text and nothing between.
-pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(Error::invalid_argument(format!("{} names no file", path.display())));
-    };
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
-    let temporary = parent.join(hidden);
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)
-        .and_then(|mut f| {
-            if f.metadata()?.mode() & 0o777 != mode {
-                f.set_permissions(Permissions::from_mode(mode))?;
-            }
-            f.write_all(bytes)
-        })
-        .and_then(|()| std::fs::rename(&temporary, path));
-    written.map_err(|e| {
-        let _ = std::fs::remove_file(&temporary);
-        Error::from(e).context(format!("write {}", path.display()))
-    })
-}
-
-/// Tells apart the temporary names that several threads of one process make.
-static COUNTER: AtomicU32 = AtomicU32::new(0);
-
 /// `.<kind>-<pid>-<start>-<n>`: names its maker, so that others can tell whether that still lives.
 fn temporary_name(kind: &str) -> Result<String> {
     let me = ProcessId::current()?;
-    Ok(format!(".{kind}-{}-{}-{}", me.pid, me.start, COUNTER.fetch_add(1, Ordering::Relaxed)))
+    Ok(format!(".{kind}-{}-{}-{}", me.pid, me.start, unique()))
 }
 
 /// Who made a temporary directory of that name; `None` if it is none of ours.
@@ -558,3 +481,7 @@ fn temporary_maker(name: &str) -> Option<ProcessId> {
     let (pid, start) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
     Some(ProcessId { pid, start })
 }
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

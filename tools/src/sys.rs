@@ -157,7 +157,7 @@ pub fn die_of(signal: i32) {
         let mut set = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&raw mut set);
         libc::sigaddset(&raw mut set, signal);
-        libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
         libc::raise(signal);
     }
 }
@@ -168,4 +168,31 @@ pub fn pty_number(fd: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: TIOCGPTN writes one unsigned int to the pointer, which is valid for that.
     check(libc::c_long::from(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGPTN, &raw mut number) }))?;
     Ok(number)
+}
+
+/// Puts `/dev/null` on descriptors 0 to 2, whatever they were. For a process that outlives its caller's descriptors;
+/// errors leave a descriptor closed or as it was.
+pub fn null_stdio() {
+    // SAFETY: the path is a valid C string; dup2 and close take integers, and descriptors 0 to 2 have no owner in Rust.
+    unsafe {
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+        if null < 0 {
+            return;
+        }
+        for fd in 0..=2 {
+            if fd != null {
+                libc::dup2(null, fd);
+            }
+        }
+        if null > 2 {
+            libc::close(null);
+        }
+    }
+}
+
+/// A close-on-exec duplicate of descriptor number `fd`, which need not have an owner in Rust: a standard descriptor, or
+/// one that this process was started with (see `inherited`).
+pub fn duplicate_number(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC takes integers; a number that is not open gives EBADF.
+    owned(libc::c_long::from(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) }))
 }

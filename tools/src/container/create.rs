@@ -1,0 +1,135 @@
+//! `create`: a container up to the point where only its program is missing.
+
+#![forbid(unsafe_code)]
+
+use super::exec::{send_pidfd, write_pid_file};
+use super::making::{self, Answered, Making, Sockets};
+use super::{CreateOptions, check_terminal, pod};
+use crate::cgroups::Manager;
+use crate::gofer;
+use crate::hooks::{self, HookState};
+use crate::podspec::{self, Bundle, Placement};
+use crate::process::ProcessId;
+use crate::sandbox::{BootEvents, BootRequest, Booted, FdList, Stage, protected_binary};
+use crate::state::{Lock, Phase, State, StateDir, Status, check_id};
+use airlock_wire::api::boot::BootArgs;
+use airlock_wire::api::types::SpecJson;
+use airlock_wire::client::Client;
+use airlock_wire::error::Result;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Grace period for calls in flight when a sandbox ends, in milliseconds (gVisor's default).
+const STOP_GRACE_MS: u64 = 15_000;
+
+/// A container that was made.
+#[derive(Debug)]
+pub struct Created {
+    /// Its state, as the state directory has it.
+    pub state: State,
+    /// Its lock; dropped, other commands may act on it.
+    pub lock: Lock,
+    /// The sandbox, if it was made for this container: the loader is a child of this process.
+    pub sandbox: Option<Booted>,
+    /// The terminal's master, for a caller that is attached.
+    pub console: Option<OwnedFd>,
+    /// For an attached caller, two connections to the sandbox of a subcontainer, which has no proxy then: one to wait
+    /// on, one to pass signals on.
+    pub supervise: Option<(Client, Client)>,
+}
+
+/// Creates container `id` of `bundle`: a sandbox with it as its root container, or a container in the sandbox that its
+/// annotations name.
+///
+/// On error everything is undone: process, cgroup, state directory.
+pub fn create(dir: &StateDir, id: &str, bundle: &Bundle, options: CreateOptions) -> Result<Created> {
+    check_id(id)?;
+    airlock_loader::oci::validate::validate(&bundle.spec)?;
+    check_terminal(bundle.terminal(), !options.attached, options.console_socket.is_some())?;
+    match podspec::placement(&bundle.spec, id)? {
+        Placement::Sandbox => create_sandbox(dir, id, bundle, options),
+        Placement::Pod(sandbox_id) => pod::create(dir, id, &sandbox_id, bundle, options),
+    }
+}
+
+fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: CreateOptions) -> Result<Created> {
+    let spec = &bundle.spec;
+    let mut sockets = Sockets::connect(&options, spec)?;
+    let id_maps = podspec::id_maps(spec)?;
+    let join = podspec::open_namespaces(spec)?;
+    let manager = Manager::plan(spec, id, options.systemd_cgroup)?;
+    let mut making = Making::begin(dir, making::first_state(id, id, bundle, manager)?)?;
+
+    // The child starts up while we open what it will need.
+    let binary = protected_binary(&options.sandbox)?;
+    let stage = Stage::start(binary.as_fd(), id)?;
+
+    let mut fds = FdList::default();
+    let mut donated = making::donate_common(&mut fds, bundle.terminal(), &mut options, join)?;
+    donated.cgroup = making.state.cgroup.make(spec, &mut fds, true)?;
+    let mounts = gofer::open(bundle, &options.overlay, &mut fds)?;
+    donated.gofer = mounts.gofer;
+    donated.devices = mounts.devices;
+    donated.filestores = mounts.filestores;
+    let hold = making::early_hooks(spec).iter().any(|(_, hooks)| !hooks.is_empty());
+    let args = BootArgs {
+        id: id.to_owned(),
+        spec: SpecJson(Some(making::config_text(bundle, options.listen_fds)?)),
+        bundle: bundle.path.to_string_lossy().into_owned(),
+        fds: donated,
+        gofer_mount_confs: mounts.confs,
+        listener: Some(fds.push(dir.bind_control_socket(id)?)),
+        exit_file: Some(fds.push(dir.make_exit_file(id)?)),
+        log: options.log.take().map(|fd| fds.push(fd)),
+        log_level: options.log_level,
+        panic_log: options.panic_log.take().map(|fd| fds.push(fd)),
+        user_log: options.user_log.take().map(|fd| fds.push(fd)),
+        self_exe: Some(fds.push(binary)),
+        host_pid: podspec::host_pid(spec),
+        autostart: options.autostart,
+        hold,
+        allowed_uids: std::mem::take(&mut options.allowed_uids),
+        stop_grace_ms: STOP_GRACE_MS,
+    };
+    let request = BootRequest { args, fds, id_maps };
+    let mut events = Events { dir, making: &mut making, bundle };
+    let mut booted = stage.boot(request, &mut events)?;
+
+    let answered =
+        Answered { console: booted.console.take(), seccomp_listener: booted.seccomp_listener.take() };
+    let console = sockets.deliver(&making.state, booted.loader.pid, answered)?;
+    send_pidfd(sockets.pidfd.take(), booted.loader)?;
+    making.state.phase = Phase::Created;
+    making.save()?;
+    if let Some(path) = &options.pid_file {
+        write_pid_file(path, booted.loader.pid)?;
+    }
+    let (state, lock) = making.finish()?;
+    Ok(Created { state, lock, sandbox: Some(booted), console, supervise: None })
+}
+
+/// What we do while the sandbox boots.
+struct Events<'a, 'b> {
+    dir: &'a StateDir,
+    making: &'a mut Making<'b>,
+    bundle: &'a Bundle,
+}
+
+impl BootEvents for Events<'_, '_> {
+    fn sent(&mut self) -> Result<()> {
+        self.dir.save_config(&self.making.state.id, self.bundle.text.as_bytes())
+    }
+
+    fn loader(&mut self, loader: ProcessId) -> Result<()> {
+        let state = &mut self.making.state;
+        (state.loader, state.pid, state.pid_start) = (loader, loader.pid, loader.start);
+        // If we are killed from here on, the next command knows what to kill.
+        self.making.save()
+    }
+
+    fn held(&mut self, loader: ProcessId) -> Result<()> {
+        let state = HookState::new(&self.making.state, Status::Creating, loader.pid);
+        making::early_hooks(&self.bundle.spec)
+            .iter()
+            .try_for_each(|(kind, list)| hooks::run(kind, list, &state))
+    }
+}

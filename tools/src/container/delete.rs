@@ -1,0 +1,115 @@
+//! `delete`: everything that belongs to a container goes.
+
+#![forbid(unsafe_code)]
+
+use crate::hooks::{self, HookState};
+use crate::process::ProcessId;
+use crate::state::{State, StateDir, Status};
+use airlock_wire::api::container_manager::DestroySubcontainer;
+use airlock_wire::error::{Error, Kind, Result};
+use std::time::Duration;
+
+/// A killed process that has not ended by then is stuck in the kernel.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// How `delete` goes about it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DeleteOptions {
+    /// Kills the container if it runs; a missing one is no error.
+    pub force: bool,
+}
+
+/// Deletes container `id`: a stopped one, one that was created and not started, or with `force` any.
+///
+/// Poststop hooks run last; their failures are only logged.
+pub fn delete(dir: &StateDir, id: &str, options: DeleteOptions) -> Result<()> {
+    let result = delete_existing(dir, id, options);
+    if options.force {
+        // What commands that were killed have left half-made goes as well.
+        let _ = dir.list();
+        if result.as_ref().is_err_and(|e| e.kind == Kind::NoSuchEntity) && !dir.exists(id) {
+            return Ok(());
+        }
+    }
+    result
+}
+
+fn delete_existing(dir: &StateDir, id: &str, options: DeleteOptions) -> Result<()> {
+    let lock = dir.lock(id)?;
+    let state = match dir.load(id) {
+        Ok(state) => state,
+        // A state that nobody can read: the sandbox, if there is one, can only be found by its socket.
+        Err(e) if options.force && e.kind != Kind::NoSuchEntity => return dir.remove(id),
+        Err(e) if options.force => {
+            log::debug!("{e}");
+            return dir.remove(id);
+        }
+        Err(e) => return Err(e),
+    };
+    if !options.force {
+        match dir.status(&state)? {
+            Status::Stopped | Status::Created => {}
+            status => {
+                return Err(Error::invalid_state(format!(
+                    "cannot delete container {id} that is not stopped: {status}"
+                )));
+            }
+        }
+    }
+    purge(dir, &state, options.force)?;
+    drop(lock);
+    let hook_state = HookState::new(&state, Status::Stopped, 0);
+    if let Err(e) = hooks::run("poststop", &state.poststop, &hook_state) {
+        log::warn!("container {id}: {e}");
+    }
+    Ok(())
+}
+
+/// Kills and removes everything of a container but runs no hooks. The caller holds the lock. With `force` a cgroup that
+/// cannot be removed is only logged.
+pub fn purge(dir: &StateDir, state: &State, force: bool) -> Result<()> {
+    if state.is_subcontainer() {
+        end_subcontainer(dir, state)?;
+    } else if !kill(state.loader)? {
+        return Err(Error::failure(format!(
+            "sandbox {} (pid {}) does not end although it was killed: look at /proc/{}/stack",
+            state.id, state.loader.pid, state.loader.pid
+        )));
+    }
+    let removed = state.cgroup.kill_all().and_then(|()| state.cgroup.remove());
+    if let Err(e) = removed {
+        if !force {
+            return Err(e);
+        }
+        log::warn!("container {}: {e}", state.id);
+    }
+    dir.remove(&state.id)
+}
+
+/// Kills a process and waits for its end. True when it has ended.
+fn kill(process: ProcessId) -> Result<bool> {
+    process.kill_and_wait(KILL_LIMIT)
+}
+
+/// Lets the sandbox kill and forget the container; then its proxy ends by itself.
+fn end_subcontainer(dir: &StateDir, state: &State) -> Result<()> {
+    if state.loader.is_alive() {
+        let result = dir.connect(state).and_then(|mut client| {
+            client.set_timeout(Some(KILL_LIMIT))?;
+            client.call::<DestroySubcontainer>(&state.id, &[])
+        });
+        match result {
+            Ok(_) => {}
+            Err(e) if e.kind == Kind::NoSuchEntity => {}
+            // The sandbox ended meanwhile, and its containers with it.
+            Err(_) if !state.loader.is_alive() => {}
+            Err(e) => return Err(e.context(format!("destroy container {}", state.id))),
+        }
+    }
+    // The proxy ends as the container ended, which its parent wants to see: it is killed only when it does not.
+    let proxy = state.process();
+    if !proxy.wait(Some(Duration::from_secs(2)))? {
+        kill(proxy)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! `create` of a container in an existing sandbox.
+
+#![forbid(unsafe_code)]
+
+use super::CreateOptions;
+use super::create::Created;
+use super::exec::{launch, send_pidfd, write_pid_file};
+use super::making::{self, Answered, Making, Sockets};
+use crate::cgroups::Manager;
+use crate::gofer;
+use crate::hooks::{self, HookState};
+use crate::podspec::{self, Bundle};
+use crate::process::ProcessId;
+use crate::proxy::{self, Proxy, Target};
+use crate::sandbox::FdList;
+use crate::state::{Phase, StateDir, Status};
+use airlock_wire::api::airlock as api;
+use airlock_wire::api::types::SpecJson;
+use airlock_wire::error::{Error, Kind, Result};
+
+/// Creates container `id` in sandbox `sandbox_id`.
+pub(super) fn create(
+    dir: &StateDir,
+    id: &str,
+    sandbox_id: &str,
+    bundle: &Bundle,
+    mut options: CreateOptions,
+) -> Result<Created> {
+    let spec = &bundle.spec;
+    let sandbox = dir.load(sandbox_id).map_err(|e| {
+        if e.kind == Kind::NoSuchEntity {
+            Error::no_such_entity(format!(
+                "sandbox {sandbox_id} of container {id} does not exist below {}: create it first",
+                dir.root().display()
+            ))
+        } else {
+            e
+        }
+    })?;
+    if sandbox.is_subcontainer() {
+        return Err(Error::invalid_argument(format!(
+            "container {id} names {sandbox_id} as its sandbox, which is itself a container of sandbox {}",
+            sandbox.sandbox_id
+        )));
+    }
+    if !matches!(dir.status(&sandbox)?, Status::Created | Status::Running) {
+        return Err(Error::invalid_state(format!("sandbox {sandbox_id} of container {id} is not running")));
+    }
+    let mut sockets = Sockets::connect(&options, spec)?;
+    let join = podspec::open_pod_namespaces(spec, sandbox.loader.pid)?;
+    let manager = Manager::plan(spec, id, options.systemd_cgroup)?;
+    let mut state = making::first_state(id, sandbox_id, bundle, manager)?;
+    state.loader = sandbox.loader;
+    let mut making = Making::begin(dir, state)?;
+    dir.save_config(id, bundle.text.as_bytes())?;
+
+    let mut fds = FdList::default();
+    let mut donated = making::donate_common(&mut fds, bundle.terminal(), &mut options, join)?;
+    donated.cgroup = making.state.cgroup.make(spec, &mut fds, false)?;
+    let mounts = gofer::open(bundle, &options.overlay, &mut fds)?;
+    donated.gofer = mounts.gofer;
+    donated.devices = mounts.devices;
+    donated.filestores = mounts.filestores;
+    let args = api::PrepareArgs {
+        cid: id.to_owned(),
+        spec: SpecJson(Some(making::config_text(bundle, options.listen_fds)?)),
+        bundle: bundle.path.to_string_lossy().into_owned(),
+        fds: donated,
+        gofer_mount_confs: mounts.confs,
+    };
+    let mut client = dir.connect(&making.state)?;
+    let reply = client.call::<api::PrepareSubcontainer>(&args, &fds.as_fds())?;
+    drop(fds);
+    let mut passed = reply.fds;
+    let answered = Answered {
+        seccomp_listener: if reply.value.has_seccomp_listener { passed.pop() } else { None },
+        console: if reply.value.has_console { passed.pop() } else { None },
+    };
+    let console = sockets.deliver(&making.state, sandbox.loader.pid, answered)?;
+
+    let signals = dir.connect(&making.state)?;
+    let mut supervise = None;
+    let stand_in = if options.attached {
+        supervise = Some((client, signals));
+        ProcessId::current()?
+    } else {
+        let target = Target { cid: id.to_owned(), pid: 0 };
+        let exit_file = Some(dir.make_exit_file(id)?);
+        launch(Proxy { target, supervise: client, signals, exit_file }, options.proxy, &options.sandbox)?
+    };
+    (making.state.pid, making.state.pid_start) = (stand_in.pid, stand_in.start);
+    let mut finish = |making: &mut Making<'_>| {
+        // The sandbox and its namespaces exist already: its early hooks find them all.
+        let hook_state = HookState::new(&making.state, Status::Creating, stand_in.pid);
+        making::early_hooks(spec).iter().try_for_each(|(kind, list)| hooks::run(kind, list, &hook_state))?;
+        if options.autostart {
+            start(dir, &making.state)?;
+        }
+        send_pidfd(sockets.pidfd.take(), stand_in)?;
+        making.state.phase = Phase::Created;
+        making.save()?;
+        options.pid_file.as_deref().map_or(Ok(()), |path| write_pid_file(path, stand_in.pid))
+    };
+    finish(&mut making).inspect_err(|_| {
+        if !options.attached {
+            // Killed, it takes the container with it.
+            proxy::discard(stand_in.pid);
+        }
+        (making.state.pid, making.state.pid_start) = (0, 0);
+    })?;
+    let (state, lock) = making.finish()?;
+    Ok(Created { state, lock, sandbox: None, console, supervise })
+}
+
+fn start(dir: &StateDir, state: &crate::state::State) -> Result<()> {
+    let mut client = dir.connect(state)?;
+    client.call::<api::StartContainer>(&api::ContainerId { cid: state.id.clone() }, &[]).map(drop)
+}

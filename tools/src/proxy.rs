@@ -1,0 +1,184 @@
+//! The process that stands for another one.
+//!
+//! A caller that reaps (conmon, the runc.v2 shim) must find a child of its own in the pid file, and it must end as the
+//! container's process ends. For the root container that is the sandbox process. For a subcontainer and for `exec -d` it
+//! is a proxy: it waits for the process by RPC, passes signals on, and then ends the same way. If it is killed, its
+//! connection hangs up and the sandbox kills the process.
+
+#![forbid(unsafe_code)]
+
+use crate::console::{Foreground, SignalBlock};
+use crate::sandbox::reap;
+use crate::state::ExitRecord;
+use crate::sys::{self, Fork};
+use airlock_wire::api::airlock as api;
+use airlock_wire::client::{Client, Dialect};
+use airlock_wire::error::{Error, Result};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::SystemTime;
+
+/// The process that is waited for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Its container.
+    pub cid: String,
+    /// Its pid in the container's pid namespace; 0 for the container's init.
+    pub pid: i32,
+}
+
+/// What a proxy works with.
+#[derive(Debug)]
+pub struct Proxy {
+    /// Whom it stands for.
+    pub target: Target,
+    /// Waits there: its hang-up kills the process.
+    pub supervise: Client,
+    /// Passes signals on there.
+    pub signals: Client,
+    /// Where the last words of a subcontainer go.
+    pub exit_file: Option<File>,
+}
+
+/// Waits for `target` on `supervise` while passing on what `foreground` collects. Returns the wait status.
+///
+/// The wait itself is a blocking call, so that it has a thread of its own.
+pub fn supervise(target: &Target, supervise: Client, signals: Client, foreground: Foreground) -> Result<i32> {
+    let (ended, writer) = std::io::pipe().map_err(|e| Error::from(e).context("make a pipe"))?;
+    let args = api::SuperviseArgs { cid: target.cid.clone(), pid: target.pid };
+    let waiter = std::thread::Builder::new()
+        .name("supervise".to_owned())
+        .stack_size(256 << 10)
+        .spawn(move || {
+            let mut client = supervise;
+            let result = client.call::<api::Supervise>(&args, &[]);
+            // Its closing is what the other thread waits for.
+            drop(writer);
+            result
+        })
+        .map_err(|e| Error::from(e).context("start a thread"))?;
+    let mut signals = signals;
+    foreground.wait(ended.as_fd(), |signo| {
+        let args = api::SignalForwardArgs { cid: target.cid.clone(), pid: target.pid, signo };
+        // The process may just have ended, which the other thread will tell.
+        let _ = signals.call::<api::SignalForward>(&args, &[]);
+    })?;
+    let reply = waiter.join().map_err(|_| Error::failure("the waiting thread panicked"))??;
+    Ok(reply.value as i32)
+}
+
+impl Proxy {
+    /// Forks the proxy off this process, which must be single-threaded (the command line is). Returns its pid.
+    pub fn fork(self) -> Result<i32> {
+        let block = SignalBlock::everything()?;
+        match sys::fork_single_threaded().map_err(|e| Error::from(e).context("fork the proxy process"))? {
+            Fork::Parent(pid) => {
+                drop(block);
+                // The connections live on in the child.
+                Ok(pid)
+            }
+            Fork::Child => {
+                let mut keep: Vec<i32> =
+                    vec![self.supervise.stream().as_raw_fd(), self.signals.stream().as_raw_fd()];
+                keep.extend(self.exit_file.as_ref().map(AsRawFd::as_raw_fd));
+                sys::close_all_but(&keep, 0);
+                sys::null_stdio();
+                self.main(block)
+            }
+        }
+    }
+
+    /// Starts the proxy as a program of its own, `airlock proxy`: for callers with threads. `binary` is the airlock
+    /// binary (see [`crate::sandbox::protected_binary`]). Returns the pid of the child, which the caller reaps.
+    pub fn execute(self, binary: BorrowedFd<'_>) -> Result<i32> {
+        let exit_file = match self.exit_file {
+            Some(file) => Stdio::from(file),
+            None => Stdio::null(),
+        };
+        let child = Command::new(format!("/proc/self/fd/{}", binary.as_raw_fd()))
+            .arg0("airlock")
+            .args(["proxy", &self.target.cid, &self.target.pid.to_string()])
+            .env_clear()
+            .stdin(OwnedFd::from(self.supervise.into_stream()))
+            .stdout(OwnedFd::from(self.signals.into_stream()))
+            .stderr(exit_file)
+            .spawn()
+            .map_err(|e| Error::from(e).context("execute the proxy process (is /proc mounted?)"))?;
+        i32::try_from(child.id()).map_err(|_| Error::failure("pid out of range"))
+    }
+
+    /// Becomes the proxy; does not return. Descriptors 0 to 2 are `/dev/null` or unused by now.
+    fn main(self, block: SignalBlock) -> ! {
+        // Neither the caller's terminal nor its directory is ours to hold.
+        let _ = nix::unistd::setsid();
+        let _ = nix::unistd::chdir("/");
+        sys::set_name(c"airlock-proxy");
+        let Proxy { target, supervise: waiting, signals, exit_file } = self;
+        let status = Foreground::new(block, None)
+            .and_then(|foreground| supervise(&target, waiting, signals, foreground))
+            // The sandbox is gone, and with it everything in it: that is a kill.
+            .unwrap_or(libc::SIGKILL);
+        if let Some(mut file) = exit_file {
+            let record = ExitRecord {
+                id: target.cid,
+                status,
+                reason: String::new(),
+                time: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
+            };
+            if let Ok(text) = serde_json::to_vec(&record) {
+                // Nobody is left to tell.
+                let _ = file.write_all(&text);
+            }
+        }
+        end_as(status)
+    }
+}
+
+/// Runs `airlock proxy CID PID`: connections on descriptors 0 and 1, the exit file on 2. Does not return.
+pub fn main(cid: &str, pid: i32) -> ! {
+    let run = || -> Result<Proxy> {
+        let take = |fd: BorrowedFd<'_>| {
+            fd.try_clone_to_owned().map_err(|e| Error::from(e).context("duplicate an inherited descriptor"))
+        };
+        let supervise = UnixStream::from(take(std::io::stdin().as_fd())?);
+        let signals = UnixStream::from(take(std::io::stdout().as_fd())?);
+        let exit_file = File::from(take(std::io::stderr().as_fd())?);
+        Ok(Proxy {
+            target: Target { cid: cid.to_owned(), pid },
+            supervise: Client::from_stream(supervise, Dialect::Binary),
+            signals: Client::from_stream(signals, Dialect::Binary),
+            exit_file: Some(exit_file),
+        })
+    };
+    match (run(), SignalBlock::everything()) {
+        (Ok(proxy), Ok(block)) => {
+            // The originals would keep the connections open behind our back.
+            sys::null_stdio();
+            proxy.main(block)
+        }
+        _ => sys::exit_now(1),
+    }
+}
+
+/// Ends this process as `wait_status` says: with that exit code, or of that signal (without a core of our own).
+fn end_as(wait_status: i32) -> ! {
+    let signal = wait_status & 0x7f;
+    if signal != 0 {
+        let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0);
+        sys::die_of(signal);
+        sys::exit_now(128 + signal);
+    }
+    sys::exit_now((wait_status >> 8) & 0xff)
+}
+
+/// Waits for a proxy that could not be kept, after killing it.
+pub(crate) fn discard(pid: i32) {
+    if let Ok(fd) = sys::pidfd_open(pid) {
+        let _ = sys::pidfd_send_signal(fd.as_fd(), libc::SIGKILL);
+        let _ = reap(pid);
+    }
+}
