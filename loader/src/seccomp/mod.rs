@@ -7,10 +7,13 @@
 
 mod arch;
 mod codegen;
+mod loader_filter;
 mod policy;
 pub mod syscalls;
 #[cfg(test)]
 mod tests;
+
+pub use loader_filter::loader_filter;
 
 use crate::sys;
 use libc::sock_filter;

@@ -1,7 +1,7 @@
 //! The compiled program, run by an interpreter, must agree with a plain reading of the profile.
 
-mod kernel;
-mod naive;
+pub(super) mod kernel;
+pub(super) mod naive;
 
 use super::arch::{AUDIT_AARCH64, AUDIT_I386, AUDIT_X86_64, X32_BIT};
 use super::*;
@@ -262,6 +262,26 @@ fn long_jumps_arrive() {
     let args: Vec<[u64; 6]> = [0, 3, 3 + (1 << 33), 297 + (99 << 33), 297, 5].map(|v| [v; 6]).to_vec();
     for call in calls(&far, &args) {
         assert_eq!(run(&program.filter, &call), evaluate(&far, &call), "{call:x?}");
+    }
+}
+
+#[test]
+fn jumps_of_every_length_arrive() {
+    // Rules of four and of three instructions: together they make every distance around the longest jump.
+    for (fours, threes) in (50..70).flat_map(|a| (0..4).map(move |b| (a, b))) {
+        let four = |v: u64| json!([{"index": 0, "value": v + (v << 32), "op": "SCMP_CMP_EQ"}]);
+        let three = |v: u64| json!([{"index": 1, "value": 0xff, "valueTwo": v, "op": "SCMP_CMP_MASKED_EQ"}]);
+        let args = (1..=fours).map(four).chain((1..=threes).map(three));
+        let mut rules: Vec<Value> =
+            args.map(|a| json!({"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": a})).collect();
+        rules.push(json!({"names": ["write", "close"], "action": "SCMP_ACT_LOG"}));
+        let one = profile(json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules}));
+        let program = compile(&one, &Options::default()).expect("compiles");
+        for first in [0, 1 + (1 << 32), fours + (fours << 32)] {
+            for call in calls(&one, &[[first, 0, 0, 0, 0, 0], [first, threes, 0, 0, 0, 0]]) {
+                assert_eq!(run(&program.filter, &call), evaluate(&one, &call), "{fours} {threes} {call:x?}");
+            }
+        }
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) fn filtered<T: Send + 'static>(
     })
 }
 
-fn raw(nr: i64, args: [u64; 6]) -> Result<i64, Errno> {
+pub(crate) fn raw(nr: i64, args: [u64; 6]) -> Result<i64, Errno> {
     sys::seccomp::raw_for_tests(nr, args)
 }
 
