@@ -4,6 +4,7 @@
 
 use crate::cli::{GlobalArgs, Rootless};
 use crate::logging;
+use airlock::client::Airlock;
 use airlock_wire::error::{Error, Result};
 use std::fs::File;
 use std::path::PathBuf;
@@ -41,6 +42,14 @@ impl Global {
             None => default_root(),
         };
         Ok(Self { args, root, command })
+    }
+
+    /// The containers below the state directory.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn airlock(&self) -> Result<Airlock> {
+        Airlock::open(&self.root)
     }
 
     /// The file that a new sandbox logs to, when `--debug-log` asks for one.

@@ -32,26 +32,31 @@ pub fn print_json_line(value: &impl Serialize) -> Result<()> {
     print(&text)
 }
 
-/// Lays out rows in aligned columns, as `list` and `ps` print them: the first row is the header, columns are apart by
-/// `gap` blanks, and the last column of a row has none after it.
-pub fn table(rows: &[Vec<String>], gap: usize) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+/// How a table is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// As runc's `list`: columns at least 12 wide, 3 blanks apart.
+    List,
+    /// As ps(1): one blank apart.
+    Ps,
+}
+
+/// Lays out rows in aligned columns; the first row is the header.
+pub fn table(rows: &[Vec<String>], layout: Layout) -> String {
+    let (least, gap) = match layout {
+        // The crate counts the gap on top of the width.
+        Layout::List => (9, 3),
+        Layout::Ps => (0, 1),
     };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut text = String::new();
+    let mut writer = tabwriter::TabWriter::new(Vec::new()).minwidth(least).padding(gap);
     for row in rows {
-        for (column, cell) in row.iter().enumerate() {
-            text.push_str(cell);
-            if column + 1 < row.len() {
-                let pad = widths[column] + gap - cell.chars().count();
-                text.extend(std::iter::repeat_n(' ', pad));
-            }
-        }
-        text.push('\n');
+        // A tab or newline in a cell (a bundle's path may have one) would begin another.
+        let cells: Vec<String> = row.iter().map(|cell| cell.replace(['\t', '\n', '\r'], "?")).collect();
+        // Writing to memory does not fail.
+        let _ = writeln!(writer, "{}", cells.join("\t"));
     }
-    text
+    let _ = writer.flush();
+    writer.into_inner().ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -60,9 +65,17 @@ mod tests {
 
     #[test]
     fn columns_are_aligned() {
-        let rows = [vec!["ID", "PID", "OWNER"], vec!["longer-name", "1", "root"], vec!["x", "", ""]]
-            .map(|row| row.into_iter().map(str::to_owned).collect());
-        assert_eq!(table(&rows, 2), "ID           PID  OWNER\nlonger-name  1    root\nx                 \n");
-        assert_eq!(table(&[], 2), "");
+        let rows =
+            [vec!["ID", "PID", "OWNER"], vec!["a-much-longer-name", "1", "root"], vec!["x\ty", "", ""]]
+                .map(|row| row.into_iter().map(str::to_owned).collect());
+        assert_eq!(
+            table(&rows, Layout::List),
+            "ID                   PID         OWNER\na-much-longer-name   1           root\nx?y                              \n"
+        );
+        assert_eq!(
+            table(&rows, Layout::Ps),
+            "ID                 PID OWNER\na-much-longer-name 1   root\nx?y                    \n"
+        );
+        assert_eq!(table(&[], Layout::Ps), "");
     }
 }

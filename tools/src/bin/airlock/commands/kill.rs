@@ -1,13 +1,19 @@
-//! `kill`.
+//! `kill`: a signal to a container's process.
 
 #![forbid(unsafe_code)]
 
 use crate::cli::KillArgs;
 use crate::global::Global;
-use airlock_wire::error::{Error, Result};
+use airlock::client::KillTarget;
+use airlock_wire::error::Result;
 use std::process::ExitCode;
 
-/// Runs `kill`.
-pub fn run(_global: &Global, _args: KillArgs) -> Result<ExitCode> {
-    Err(Error::unsupported("kill: being written"))
+/// Sends the signal.
+pub fn run(global: &Global, args: KillArgs) -> Result<ExitCode> {
+    let target = match args.pid {
+        Some(pid) => KillTarget::Pid(pid),
+        None if args.all => KillTarget::All,
+        None => KillTarget::Init,
+    };
+    global.airlock()?.kill(&args.id, args.signal, target).map(|()| ExitCode::SUCCESS)
 }

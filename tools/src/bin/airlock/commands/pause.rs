@@ -1,13 +1,13 @@
-//! `pause`.
+//! `pause`: stops all processes of a container where they are.
 
 #![forbid(unsafe_code)]
 
 use crate::cli::PauseArgs;
 use crate::global::Global;
-use airlock_wire::error::{Error, Result};
+use airlock_wire::error::Result;
 use std::process::ExitCode;
 
-/// Runs `pause`.
-pub fn run(_global: &Global, _args: PauseArgs) -> Result<ExitCode> {
-    Err(Error::unsupported("pause: being written"))
+/// Suspends the container.
+pub fn run(global: &Global, args: PauseArgs) -> Result<ExitCode> {
+    global.airlock()?.pause(&args.id).map(|()| ExitCode::SUCCESS)
 }

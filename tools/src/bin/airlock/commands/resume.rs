@@ -1,13 +1,13 @@
-//! `resume`.
+//! `resume`: lets a paused container go on.
 
 #![forbid(unsafe_code)]
 
 use crate::cli::ResumeArgs;
 use crate::global::Global;
-use airlock_wire::error::{Error, Result};
+use airlock_wire::error::Result;
 use std::process::ExitCode;
 
-/// Runs `resume`.
-pub fn run(_global: &Global, _args: ResumeArgs) -> Result<ExitCode> {
-    Err(Error::unsupported("resume: being written"))
+/// Resumes the container.
+pub fn run(global: &Global, args: ResumeArgs) -> Result<ExitCode> {
+    global.airlock()?.resume(&args.id).map(|()| ExitCode::SUCCESS)
 }

@@ -1,13 +1,14 @@
-//! `state`.
+//! `state`: a container's state as JSON.
 
 #![forbid(unsafe_code)]
 
 use crate::cli::StateArgs;
 use crate::global::Global;
-use airlock_wire::error::{Error, Result};
+use crate::output;
+use airlock_wire::error::Result;
 use std::process::ExitCode;
 
-/// Runs `state`.
-pub fn run(_global: &Global, _args: StateArgs) -> Result<ExitCode> {
-    Err(Error::unsupported("state: being written"))
+/// Prints the state, indented.
+pub fn run(global: &Global, args: StateArgs) -> Result<ExitCode> {
+    output::print_json(&global.airlock()?.state(&args.id)?).map(|()| ExitCode::SUCCESS)
 }

@@ -1,13 +1,30 @@
-//! `wait`.
+//! `wait`: waits until a container has ended and says how.
 
 #![forbid(unsafe_code)]
 
 use crate::cli::WaitArgs;
 use crate::global::Global;
-use airlock_wire::error::{Error, Result};
+use crate::output;
+use airlock::client::WaitTarget;
+use airlock_wire::error::Result;
+use serde::Serialize;
 use std::process::ExitCode;
 
-/// Runs `wait`.
-pub fn run(_global: &Global, _args: WaitArgs) -> Result<ExitCode> {
-    Err(Error::unsupported("wait: being written"))
+/// The result in the form of runsc.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Waited<'a> {
+    id: &'a str,
+    exit_status: i32,
+}
+
+/// Waits, and prints `{"id","exitStatus"}`.
+pub fn run(global: &Global, args: WaitArgs) -> Result<ExitCode> {
+    let target = match (args.pid, args.rootpid) {
+        (Some(pid), _) => WaitTarget::Pid(pid),
+        (None, Some(pid)) => WaitTarget::RootPid(pid),
+        (None, None) => WaitTarget::Init,
+    };
+    let exit_status = global.airlock()?.wait(&args.id, target)?;
+    output::print_json_line(&Waited { id: &args.id, exit_status }).map(|()| ExitCode::SUCCESS)
 }

@@ -1,0 +1,331 @@
+//! All containers below one state directory, and what can be asked of them: the operations of the command line as a
+//! library, by calls to the sandboxes and not by running programs.
+//!
+//! [`Airlock`] has the operations that gVisor's client of the runsc command line has (`pkg/shim/runsc`), with the same
+//! meaning. Making and running containers is [`crate::container`]; the methods here forward to it.
+
+#![forbid(unsafe_code)]
+
+mod events;
+mod socket;
+mod top;
+
+pub use events::{Event, Events, Stats};
+pub use socket::connect;
+pub use top::Top;
+
+use crate::state::{State, StateDir, Status, exit_code};
+use airlock_wire::api::airlock::{ContainerId, PauseContainer, ResumeContainer};
+use airlock_wire::api::container_manager as cm;
+use airlock_wire::client::{Client, Dialect};
+use airlock_wire::error::{Error, Kind, Result};
+use airlock_wire::method::Method;
+use oci_spec::runtime::LinuxResources;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a sandbox may take to answer a call that does not wait for anything.
+const PROMPT: Duration = Duration::from_secs(30);
+/// How long the sandbox process may take to end after its root container has.
+const LAST_BREATH: Duration = Duration::from_secs(10);
+/// Exit code of a container that ended without a word: nothing but SIGKILL does that.
+const KILLED: i32 = 128 + libc::SIGKILL;
+
+/// A container as `state` prints it: the state of the OCI runtime specification, with runc's additions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Container {
+    /// Version of the specification that its configuration follows.
+    pub oci_version: String,
+    /// Its id.
+    pub id: String,
+    /// The pid that stands for it on the host; 0 once it has stopped.
+    pub pid: i32,
+    /// What it is doing.
+    pub status: Status,
+    /// Its bundle, absolute.
+    pub bundle: PathBuf,
+    /// Its root filesystem, absolute.
+    pub rootfs: PathBuf,
+    /// When it was made, RFC 3339.
+    pub created: String,
+    /// Annotations of its configuration.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// The user that made it.
+    pub owner: String,
+}
+
+/// Which processes a signal is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum KillTarget {
+    /// The container's first process.
+    #[default]
+    Init,
+    /// All processes of the container.
+    All,
+    /// The process with this pid in the root container's pid namespace, or one that exec answered.
+    Pid(i32),
+}
+
+/// Which process to wait for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WaitTarget {
+    /// The container's first process.
+    #[default]
+    Init,
+    /// A process by its pid in the container's pid namespace.
+    Pid(i32),
+    /// A process by its pid in the root container's pid namespace.
+    RootPid(i32),
+}
+
+/// All containers below one state directory (the `--root` of the command line).
+///
+/// It holds no state but the directory's path: what other programs do to the containers is seen at the next call.
+/// Every call may block for as long as the sandbox works at it; those that wait say so.
+#[derive(Debug)]
+pub struct Airlock {
+    states: StateDir,
+}
+
+impl Airlock {
+    /// Uses the state directory `root`, which is made (0700) where it is missing.
+    ///
+    /// # Errors
+    /// It cannot be made, or is not a directory.
+    pub fn open(root: &Path) -> Result<Self> {
+        Ok(Self { states: StateDir::open(root)? })
+    }
+
+    /// The state directory.
+    pub fn states(&self) -> &StateDir {
+        &self.states
+    }
+
+    /// The ids of all containers, sorted.
+    ///
+    /// # Errors
+    /// The state directory cannot be read.
+    pub fn ids(&self) -> Result<Vec<String>> {
+        self.states.list()
+    }
+
+    /// All containers, by id. One that is deleted meanwhile is left out; one whose state is damaged is listed as
+    /// stopped, so that it can be found and deleted.
+    ///
+    /// # Errors
+    /// The state directory cannot be read.
+    pub fn list(&self) -> Result<Vec<Container>> {
+        let mut containers = Vec::new();
+        for id in self.states.list()? {
+            match self.state(&id) {
+                Ok(container) => containers.push(container),
+                Err(e) if e.kind == Kind::NoSuchEntity => {}
+                Err(_) => containers.push(Container {
+                    oci_version: String::new(),
+                    id,
+                    pid: 0,
+                    status: Status::Stopped,
+                    bundle: PathBuf::new(),
+                    rootfs: PathBuf::new(),
+                    created: String::new(),
+                    annotations: BTreeMap::new(),
+                    owner: String::new(),
+                }),
+            }
+        }
+        Ok(containers)
+    }
+
+    /// A container's state.
+    ///
+    /// # Errors
+    /// `container does not exist`; its state is damaged; its sandbox lives but does not answer.
+    pub fn state(&self, id: &str) -> Result<Container> {
+        let state = self.states.load(id)?;
+        let status = self.states.status(&state)?;
+        Ok(Container {
+            pid: if status == Status::Stopped { 0 } else { state.pid },
+            status,
+            oci_version: state.oci_version,
+            id: state.id,
+            bundle: state.bundle,
+            rootfs: state.rootfs,
+            created: state.created,
+            annotations: state.annotations,
+            owner: state.owner,
+        })
+    }
+
+    /// Connects to the control socket of the sandbox that container `id` lives in, to call any of its methods.
+    ///
+    /// # Errors
+    /// `container does not exist`; its sandbox has ended.
+    pub fn connect(&self, id: &str, dialect: Dialect) -> Result<Client> {
+        let state = self.states.load(id)?;
+        connect(&self.states.control_socket(&state.sandbox_id), dialect)
+            .map_err(|e| e.context(format!("container {id:?}: its sandbox does not answer")))
+    }
+
+    /// Sends `signal` (0 to 64; 0 only checks that the process exists).
+    ///
+    /// # Errors
+    /// `container does not exist`; `container not running` when it has stopped; no such process.
+    pub fn kill(&self, id: &str, signal: i32, target: KillTarget) -> Result<()> {
+        let state = self.alive(id)?;
+        let (mode, pid) = match target {
+            KillTarget::Init => (0, 0),
+            KillTarget::All => (1, 0),
+            KillTarget::Pid(pid) => (0, pid),
+        };
+        let args = cm::SignalArgs { cid: state.id.clone(), signo: signal, pid, mode };
+        match self.call::<cm::Signal>(&state, &args) {
+            Err(_) if self.states.status(&state).is_ok_and(|s| s == Status::Stopped) => Err(not_running(id)),
+            result => result.map(drop),
+        }
+    }
+
+    /// Suspends all processes of a container. Returns once none of them runs.
+    ///
+    /// # Errors
+    /// `container does not exist`; it neither runs nor waits for its start.
+    pub fn pause(&self, id: &str) -> Result<()> {
+        let _lock = self.states.lock(id)?;
+        let state = self.states.load(id)?;
+        match self.states.status(&state)? {
+            Status::Created | Status::Running => {
+                self.call::<PauseContainer>(&state, &container(id)).map(drop)
+            }
+            Status::Paused => Err(Error::invalid_state(format!("container {id:?} is paused already"))),
+            Status::Creating | Status::Stopped => Err(not_running(id)),
+        }
+    }
+
+    /// Lets a paused container go on.
+    ///
+    /// # Errors
+    /// `container does not exist`; `container not paused`.
+    pub fn resume(&self, id: &str) -> Result<()> {
+        let _lock = self.states.lock(id)?;
+        let state = self.states.load(id)?;
+        match self.states.status(&state)? {
+            Status::Paused => self.call::<ResumeContainer>(&state, &container(id)).map(drop),
+            Status::Stopped => Err(not_running(id)),
+            _ => Err(Error::invalid_state(format!("container {id:?}: container not paused"))),
+        }
+    }
+
+    /// Waits until a container (or one process of it) has ended. Returns its exit code, or 128 + the signal that ended
+    /// it. Works before and after the end, any number of times, until the container is deleted.
+    ///
+    /// # Errors
+    /// `container does not exist`; no such process.
+    pub fn wait(&self, id: &str, target: WaitTarget) -> Result<i32> {
+        let state = self.states.load(id)?;
+        let args = match target {
+            WaitTarget::Init => return self.wait_init(&state),
+            WaitTarget::Pid(pid) => cm::WaitPidArgs { pid, cid: state.id.clone() },
+            // The root container's pid namespace is the one that the pid counts in.
+            WaitTarget::RootPid(pid) => cm::WaitPidArgs { pid, cid: state.sandbox_id.clone() },
+        };
+        if self.states.status(&state)? == Status::Stopped {
+            return Err(not_running(id));
+        }
+        let mut client = self.states.connect(&state)?;
+        Ok(exit_code(client.call::<cm::WaitPID>(&args, &[])?.value.cast_signed()))
+    }
+
+    fn wait_init(&self, state: &State) -> Result<i32> {
+        let asked = if state.loader.is_alive() {
+            let waited =
+                self.states.connect(state).and_then(|mut client| client.call::<cm::Wait>(&state.id, &[]));
+            Some(waited.map(|reply| exit_code(reply.value.cast_signed())))
+        } else {
+            None
+        };
+        // The sandbox ends with its root container; whoever waited for that may delete at once.
+        let gone = state.is_subcontainer() || state.loader.wait(Some(LAST_BREATH))?;
+        match asked {
+            Some(Ok(code)) => Ok(code),
+            Some(Err(e)) if state.loader.is_alive() || !gone => Err(e),
+            _ => Ok(self.states.exit_record(&state.id)?.map_or(KILLED, |record| record.code())),
+        }
+    }
+
+    /// The pids of all processes of a container, as this process sees them, ascending. Empty when it has stopped.
+    ///
+    /// # Errors
+    /// `container does not exist`; its cgroup cannot be read.
+    pub fn ps(&self, id: &str) -> Result<Vec<i32>> {
+        let state = self.states.load(id)?;
+        if self.states.status(&state)? == Status::Stopped {
+            return Ok(Vec::new());
+        }
+        let mut pids = state.cgroup.procs()?;
+        pids.sort_unstable();
+        Ok(pids)
+    }
+
+    /// The process table of a container, as `ps -ef` has it.
+    ///
+    /// # Errors
+    /// As [`Airlock::ps`].
+    pub fn top(&self, id: &str) -> Result<Top> {
+        Ok(top::table(&self.ps(id)?))
+    }
+
+    /// Resource usage of a container.
+    ///
+    /// # Errors
+    /// `container does not exist`; `container not running`; its cgroup cannot be read.
+    pub fn stats(&self, id: &str) -> Result<Stats> {
+        events::stats(&self.alive(id)?)
+    }
+
+    /// Resource usage every `interval`, and an event for each out-of-memory kill, until the container ends. The first
+    /// comes at once; the iterator blocks for the next.
+    ///
+    /// # Errors
+    /// `container does not exist`; `container not running`.
+    pub fn events(&self, id: &str, interval: Duration) -> Result<Events> {
+        Events::new(self.alive(id)?, interval)
+    }
+
+    /// Changes the resource limits of a container; what `resources` does not name stays as it is.
+    ///
+    /// # Errors
+    /// `container does not exist`; `container not running`; the kernel refuses a value.
+    pub fn update(&self, id: &str, resources: &LinuxResources) -> Result<()> {
+        let _lock = self.states.lock(id)?;
+        let mut state = self.alive(id)?;
+        state.cgroup.update(resources)?;
+        self.states.save(&state)
+    }
+
+    /// The state of a container that has not stopped.
+    fn alive(&self, id: &str) -> Result<State> {
+        let state = self.states.load(id)?;
+        match self.states.status(&state)? {
+            Status::Creating | Status::Stopped => Err(not_running(id)),
+            _ => Ok(state),
+        }
+    }
+
+    /// Calls a method that does not wait for anything.
+    fn call<M: Method>(&self, state: &State, arg: &M::Arg) -> Result<M::Reply> {
+        let mut client: Client = self.states.connect(state)?;
+        client.set_timeout(Some(PROMPT))?;
+        Ok(client.call::<M>(arg, &[])?.value)
+    }
+}
+
+fn container(id: &str) -> ContainerId {
+    ContainerId { cid: id.to_owned() }
+}
+
+fn not_running(id: &str) -> Error {
+    Error::invalid_state(format!("container {id:?}: container not running"))
+}

@@ -1,0 +1,210 @@
+//! Resource usage and out-of-memory events of a container.
+
+#![forbid(unsafe_code)]
+
+use crate::process::wait_ended;
+use crate::state::State;
+use airlock_wire::api::container_manager::NetworkInterface;
+use airlock_wire::error::Result;
+use serde::Serialize;
+use serde_json::Value;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// How soon an out-of-memory kill is noticed at the latest.
+const OOM_LOOK: Duration = Duration::from_secs(1);
+
+/// What a container uses.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Stats {
+    /// What its cgroup counts.
+    pub cgroup: airlock_loader::cgroup::Stats,
+    /// The interfaces of its network namespace.
+    pub network_interfaces: Vec<NetworkInterface>,
+}
+
+impl Stats {
+    /// The `data` object of `events --stats`, as runc prints it.
+    pub fn to_json(&self) -> Value {
+        let mut json = self.cgroup.to_runc_json();
+        if let Some(object) = json.as_object_mut() {
+            // A list of plain structures always encodes.
+            let interfaces = serde_json::to_value(&self.network_interfaces).unwrap_or_default();
+            object.insert("network_interfaces".to_owned(), interfaces);
+        }
+        json
+    }
+}
+
+/// Something that happened to a container.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// What it uses now.
+    Stats(Box<Stats>),
+    /// The kernel killed a process of it for lack of memory.
+    Oom,
+}
+
+impl Event {
+    /// The event as a line of `events`: `{"type","id","data"}`.
+    pub fn to_json(&self, id: &str) -> Value {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            r#type: &'a str,
+            id: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            data: Option<Value>,
+        }
+        let line = match self {
+            Event::Stats(stats) => Line { r#type: "stats", id, data: Some(stats.to_json()) },
+            Event::Oom => Line { r#type: "oom", id, data: None },
+        };
+        // It consists of strings and JSON.
+        serde_json::to_value(line).unwrap_or_default()
+    }
+}
+
+/// Reads what the container of `state` uses.
+pub(super) fn stats(state: &State) -> Result<Stats> {
+    let cgroup = state.cgroup.stats()?;
+    // The OCI pid of a subcontainer is a proxy's, which is in the host's network; the sandbox's process never is.
+    let text = std::fs::read_to_string(format!("/proc/{}/net/dev", state.loader.pid)).unwrap_or_default();
+    Ok(Stats { cgroup, network_interfaces: interfaces(&text) })
+}
+
+/// The interfaces in `/proc/<pid>/net/dev`: two lines of header, then `name:` with 8 counters each way.
+fn interfaces(text: &str) -> Vec<NetworkInterface> {
+    let line = |line: &str| {
+        let (name, counters) = line.rsplit_once(':')?;
+        let counters: Vec<u64> = counters.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect();
+        let at = |index: usize| counters.get(index).copied();
+        Some(NetworkInterface {
+            name: name.trim().to_owned(),
+            rx_bytes: at(0)?,
+            rx_packets: at(1)?,
+            rx_errors: at(2)?,
+            rx_dropped: at(3)?,
+            tx_bytes: at(8)?,
+            tx_packets: at(9)?,
+            tx_errors: at(10)?,
+            tx_dropped: at(11)?,
+        })
+    };
+    text.lines().skip(2).filter_map(line).collect()
+}
+
+/// The events of a container until it ends; see [`Airlock::events`](super::Airlock::events).
+#[derive(Debug)]
+pub struct Events {
+    state: State,
+    /// The process that ends with the container; `None` once it has ended.
+    process: Option<OwnedFd>,
+    interval: Duration,
+    next: Instant,
+    oom_kills: u64,
+    /// Out-of-memory kills that were counted and not told yet.
+    untold: u64,
+}
+
+impl Events {
+    pub(super) fn new(state: State, interval: Duration) -> Result<Self> {
+        let process = state.process().open();
+        let oom_kills = state.cgroup.stats()?.memory.oom_kill;
+        Ok(Self { state, process, interval, next: Instant::now(), oom_kills, untold: 0 })
+    }
+
+    /// Notices out-of-memory kills.
+    fn look(&mut self) {
+        // Once the container is deleted its cgroup has nothing to say any more.
+        if let Ok(stats) = self.state.cgroup.stats() {
+            let now = stats.memory.oom_kill;
+            self.untold += now.saturating_sub(self.oom_kills);
+            self.oom_kills = now;
+        }
+    }
+
+    /// Waits until the next statistics are due, an out-of-memory kill has happened, or the container has ended; true
+    /// when statistics are due.
+    fn wait(&mut self) -> Result<bool> {
+        loop {
+            let Some(process) = &self.process else { return Ok(false) };
+            let left = self.next.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(true);
+            }
+            let ended = wait_ended(process.as_fd(), Some(left.min(OOM_LOOK)))?;
+            if ended {
+                self.process = None;
+            }
+            self.look();
+            if ended || self.untold > 0 {
+                return Ok(false);
+            }
+        }
+    }
+}
+
+impl Iterator for Events {
+    type Item = Result<Event>;
+
+    fn next(&mut self) -> Option<Result<Event>> {
+        let waited = if self.untold > 0 { Ok(false) } else { self.wait() };
+        let due = match waited {
+            Ok(due) => due,
+            Err(e) => {
+                self.process = None;
+                return Some(Err(e));
+            }
+        };
+        if self.untold > 0 {
+            self.untold -= 1;
+            return Some(Ok(Event::Oom));
+        }
+        if !due {
+            return None;
+        }
+        self.next = Instant::now() + self.interval;
+        match stats(&self.state) {
+            Ok(stats) => Some(Ok(Event::Stats(Box::new(stats)))),
+            // It ended and was deleted while we read.
+            Err(_) if !self.state.process().is_alive() => None,
+            Err(e) => {
+                self.process = None;
+                Some(Err(e))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interfaces_are_read() {
+        let text = "Inter-|   Receive                                                |  Transmit\n \
+                    face |bytes    packets errs drop fifo frame compressed multicast|bytes\n    \
+                    lo: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n  \
+                    eth0:1:100 2 0 0 0 0 0 0 300 4 0 0 0 0 0 0\nbroken: 1\n";
+        let found = interfaces(text);
+        assert_eq!(found.len(), 2);
+        assert_eq!((found[0].name.as_str(), found[0].rx_dropped, found[0].tx_dropped), ("lo", 4, 12));
+        assert_eq!((found[1].name.as_str(), found[1].rx_bytes, found[1].tx_bytes), ("eth0:1", 100, 300));
+        assert!(interfaces("").is_empty());
+    }
+
+    #[test]
+    fn lines_have_the_shape_that_callers_read() {
+        let mut stats = Stats::default();
+        stats.cgroup.pids.current = 3;
+        stats.network_interfaces = interfaces("\n\nlo: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n");
+        let json = Event::Stats(Box::new(stats)).to_json("c1");
+        assert_eq!((json["type"].as_str(), json["id"].as_str()), (Some("stats"), Some("c1")));
+        for key in ["cpu", "memory", "pids", "blkio", "hugetlb", "network_interfaces"] {
+            assert!(json["data"].get(key).is_some(), "no {key}");
+        }
+        assert_eq!(json["data"]["pids"]["current"], 3);
+        assert_eq!(json["data"]["network_interfaces"][0]["RxBytes"], 1);
+        assert_eq!(Event::Oom.to_json("c1"), serde_json::json!({"type": "oom", "id": "c1"}));
+    }
+}
