@@ -182,11 +182,7 @@ impl Spawner {
     /// # Errors
     /// The kernel's refusal (`EAGAIN`: pids limit), or [`airlock_wire::error::Kind::Disconnected`] when the
     /// spawner is gone.
-    pub fn spawn<T>(
-        &self,
-        placement: Placement<'_>,
-        register: impl FnOnce(Spawned) -> T,
-    ) -> Result<T> {
+    pub fn spawn<T>(&self, placement: Placement<'_>, register: impl FnOnce(Spawned) -> T) -> Result<T> {
         let (ours, theirs) = UnixStream::pair()?;
         let request = ForkRequest {
             new_pid_namespace: placement.new_pid_namespace,
