@@ -2,7 +2,7 @@
 //! library, by calls to the sandboxes and not by running programs.
 //!
 //! [`Airlock`] has the operations that gVisor's client of the runsc command line has (`pkg/shim/runsc`), with the same
-//! meaning. Making and running containers is [`crate::container`]; the methods here forward to it.
+//! meaning. Making, running and deleting containers is [`crate::container`]'s work; the methods here forward to it.
 
 #![forbid(unsafe_code)]
 
@@ -14,12 +14,17 @@ pub use events::{Event, Events, Stats};
 pub use socket::connect;
 pub use top::Top;
 
+use crate::container::{self, CreateOptions, DeleteOptions, ExecOptions, Executed, ProxyMode};
+use crate::podspec::Bundle;
+use crate::sandbox::reap;
 use crate::state::{State, StateDir, Status, exit_code};
 use airlock_wire::api::airlock::{ContainerId, PauseContainer, ResumeContainer};
 use airlock_wire::api::container_manager as cm;
 use airlock_wire::client::{Client, Dialect};
 use airlock_wire::error::{Error, Kind, Result};
 use airlock_wire::method::Method;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -170,6 +175,68 @@ impl Airlock {
             .map_err(|e| e.context(format!("container {id:?}: its sandbox does not answer")))
     }
 
+    /// Creates container `id` of a bundle; its program waits for [`Airlock::start`]. The sandbox process (of
+    /// a container in another's sandbox, a small process that stands for it) becomes a child of this one;
+    /// [`Airlock::delete`] reaps it. Whatever `options` says of it, that small process is made by executing
+    /// `airlock proxy`, so that callers may have threads.
+    ///
+    /// # Errors
+    /// `container with given ID already exists`; the bundle is malformed or asks for what cannot be done. Nothing is left
+    /// behind then.
+    pub fn create(&self, id: &str, bundle: &Bundle, options: CreateOptions) -> Result<()> {
+        let options = CreateOptions { proxy: ProxyMode::Execute, ..options };
+        container::create(&self.states, id, bundle, options).map(drop)
+    }
+
+    /// Runs the program of a created container; returns once it is executed.
+    ///
+    /// # Errors
+    /// `container does not exist`; it is not in the state `created`; the program cannot be executed.
+    pub fn start(&self, id: &str) -> Result<()> {
+        container::start(&self.states, id)
+    }
+
+    /// Creates a container, starts it, waits for its end and deletes it. Returns its exit code, or 128 + the signal that
+    /// ended it.
+    ///
+    /// # Errors
+    /// As the four operations; the container is deleted all the same.
+    pub fn run(&self, id: &str, bundle: &Bundle, options: CreateOptions) -> Result<i32> {
+        self.create(id, bundle, options)?;
+        let code = self.start(id).and_then(|()| self.wait(id, WaitTarget::Init));
+        let deleted = self.delete(id, DeleteOptions { force: true });
+        code.and_then(|code| deleted.map(|()| code))
+    }
+
+    /// Executes a further process in a container. With `options.detach` it returns at once, and the process that stands
+    /// for the new one is a child of this one, to be reaped by the caller; without, it waits for the end.
+    ///
+    /// # Errors
+    /// `container does not exist`; `container not running`; the program cannot be executed.
+    pub fn exec(&self, id: &str, options: ExecOptions) -> Result<Executed> {
+        let detached = options.detach;
+        // Signals of this process are not ours to pass on: a library waits for a child.
+        let options = ExecOptions { detach: true, proxy: ProxyMode::Execute, ..options };
+        match container::exec(&self.states, id, options)? {
+            Executed::Detached(process) if !detached => reap(process.pid).map(Executed::Ended),
+            executed => Ok(executed),
+        }
+    }
+
+    /// Deletes a container: a stopped one, or with `force` any; then a missing one is no error either.
+    ///
+    /// # Errors
+    /// `container does not exist`; it runs; something of it cannot be removed.
+    pub fn delete(&self, id: &str, options: DeleteOptions) -> Result<()> {
+        let state = self.states.load(id);
+        container::delete(&self.states, id, options)?;
+        if let Ok(state) = state {
+            // Reaps it if it was our child, so that no zombie stays.
+            let _ = waitpid(Pid::from_raw(state.pid), Some(WaitPidFlag::WNOHANG));
+        }
+        Ok(())
+    }
+
     /// Sends `signal` (0 to 64; 0 only checks that the process exists).
     ///
     /// # Errors
@@ -197,7 +264,7 @@ impl Airlock {
         let state = self.states.load(id)?;
         match self.states.status(&state)? {
             Status::Created | Status::Running => {
-                self.call::<PauseContainer>(&state, &container(id)).map(drop)
+                self.call::<PauseContainer>(&state, &named(id)).map(drop)
             }
             Status::Paused => Err(Error::invalid_state(format!("container {id:?} is paused already"))),
             Status::Creating | Status::Stopped => Err(not_running(id)),
@@ -212,7 +279,7 @@ impl Airlock {
         let _lock = self.states.lock(id)?;
         let state = self.states.load(id)?;
         match self.states.status(&state)? {
-            Status::Paused => self.call::<ResumeContainer>(&state, &container(id)).map(drop),
+            Status::Paused => self.call::<ResumeContainer>(&state, &named(id)).map(drop),
             Status::Stopped => Err(not_running(id)),
             _ => Err(Error::invalid_state(format!("container {id:?}: container not paused"))),
         }
@@ -322,7 +389,7 @@ impl Airlock {
     }
 }
 
-fn container(id: &str) -> ContainerId {
+fn named(id: &str) -> ContainerId {
     ContainerId { cid: id.to_owned() }
 }
 

@@ -29,9 +29,11 @@ fn main() -> ExitCode {
     let mut words = std::env::args_os();
     words.next();
     let words: Vec<OsString> = words.collect();
-    // The internal command starts every sandbox: nothing may come before it.
-    if words.first().is_some_and(|word| word == "boot") {
-        return commands::boot::run(&words[1..]);
+    // The internal commands are started with every sandbox: nothing may come before them.
+    match words.first().and_then(|word| word.to_str()) {
+        Some("boot") => return commands::boot::run(&words[1..]),
+        Some("proxy") => return commands::proxy::run(&words[1..]),
+        _ => {}
     }
     airlock::inherited::snapshot();
     std::panic::set_hook(Box::new(|info| {

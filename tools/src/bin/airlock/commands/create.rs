@@ -1,13 +1,64 @@
-//! `create`.
+//! `create`: a container up to the point where only its program is missing.
 
 #![forbid(unsafe_code)]
 
-use crate::cli::CreateArgs;
+use crate::cli::{ContainerArgs, CreateArgs};
 use crate::global::Global;
+use airlock::container::{self, CreateOptions, Stdio, passed};
+use airlock::podspec::Bundle;
+use airlock::sandbox::SandboxOptions;
+use airlock::state::StateDir;
 use airlock_wire::error::{Error, Result};
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::ExitCode;
 
-/// Runs `create`.
-pub fn run(_global: &Global, _args: CreateArgs) -> Result<ExitCode> {
-    Err(Error::unsupported("create: being written"))
+/// Log level of a sandbox whose debug log is asked for: everything but traces.
+const DEBUG: u8 = 4;
+
+/// Creates the container and leaves it waiting for `start`.
+pub fn run(global: &Global, args: CreateArgs) -> Result<ExitCode> {
+    let dir = StateDir::open(&global.root)?;
+    let bundle = Bundle::load(&args.container.bundle)?;
+    container::create(&dir, &args.container.id, &bundle, options(global, &args.container)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// This program itself becomes the sandbox.
+pub fn this_program() -> SandboxOptions {
+    SandboxOptions { airlock_binary: Some("/proc/self/exe".into()) }
+}
+
+/// What the options that `create` and `run` share come to.
+pub fn options(global: &Global, args: &ContainerArgs) -> Result<CreateOptions> {
+    let listen = passed::listen_fds();
+    let log = global.open_debug_log(&args.id)?;
+    let user_log = match &args.user_log {
+        None => None,
+        Some(path) => Some(
+            OpenOptions::new()
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open(path)
+                .map_err(|e| Error::from(e).context(format!("--user-log {}", path.display())))?,
+        ),
+    };
+    Ok(CreateOptions {
+        stdio: Some(Stdio::inherit()?),
+        console_socket: args.console_socket.clone(),
+        pidfd_socket: args.pidfd_socket.clone(),
+        pid_file: args.pid_file.clone(),
+        pass: passed::collect(listen, args.preserve_fds, &args.pass_fd)?,
+        listen_fds: listen,
+        exec: passed::program(args.exec_fd)?,
+        log_level: if log.is_some() { DEBUG } else { 0 },
+        log: log.map(Into::into),
+        panic_log: global.open_panic_log(&args.id)?.map(Into::into),
+        user_log: user_log.map(Into::into),
+        systemd_cgroup: global.args.systemd_cgroup,
+        overlay: args.overlay2.clone(),
+        sandbox: this_program(),
+        ..CreateOptions::default()
+    })
 }

@@ -1,13 +1,16 @@
-//! `delete`.
+//! `delete`: everything that belongs to a container goes.
 
 #![forbid(unsafe_code)]
 
 use crate::cli::DeleteArgs;
 use crate::global::Global;
-use airlock_wire::error::{Error, Result};
+use airlock::container::{DeleteOptions, delete};
+use airlock::state::StateDir;
+use airlock_wire::error::Result;
 use std::process::ExitCode;
 
-/// Runs `delete`.
-pub fn run(_global: &Global, _args: DeleteArgs) -> Result<ExitCode> {
-    Err(Error::unsupported("delete: being written"))
+/// Deletes the container.
+pub fn run(global: &Global, args: DeleteArgs) -> Result<ExitCode> {
+    let dir = StateDir::open(&global.root)?;
+    delete(&dir, &args.id, DeleteOptions { force: args.force }).map(|()| ExitCode::SUCCESS)
 }

@@ -14,6 +14,7 @@ pub mod kill;
 pub mod list;
 pub mod man;
 pub mod pause;
+pub mod proxy;
 pub mod ps;
 pub mod resume;
 pub mod run;

@@ -1,13 +1,14 @@
-//! `start`.
+//! `start`: lets the program of a created container run.
 
 #![forbid(unsafe_code)]
 
 use crate::cli::StartArgs;
 use crate::global::Global;
-use airlock_wire::error::{Error, Result};
+use airlock::state::StateDir;
+use airlock_wire::error::Result;
 use std::process::ExitCode;
 
-/// Runs `start`.
-pub fn run(_global: &Global, _args: StartArgs) -> Result<ExitCode> {
-    Err(Error::unsupported("start: being written"))
+/// Starts the container.
+pub fn run(global: &Global, args: StartArgs) -> Result<ExitCode> {
+    airlock::container::start(&StateDir::open(&global.root)?, &args.id).map(|()| ExitCode::SUCCESS)
 }
