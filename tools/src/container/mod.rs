@@ -9,14 +9,17 @@ mod create;
 mod delete;
 mod exec;
 mod making;
+pub mod passed;
 mod pod;
+mod process;
 mod run;
 mod start;
 
 pub use create::{Created, create};
 pub use delete::{DeleteOptions, delete, purge};
 pub use exec::{ExecOptions, Executed, exec, write_pid_file};
-pub use run::{Outcome, run_foreground};
+pub use process::{ProcessFlags, ProcessObject};
+pub use run::{Outcome, run_detached, run_foreground};
 pub use start::start;
 
 use crate::sandbox::SandboxOptions;

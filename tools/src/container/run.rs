@@ -2,13 +2,15 @@
 
 #![forbid(unsafe_code)]
 
+use super::CreateOptions;
 use super::create::Created;
 use super::delete::purge;
 use super::start::run_poststart;
 use crate::console::{Foreground, SignalBlock};
 use crate::hooks::{self, HookState};
+use crate::podspec::Bundle;
 use crate::proxy::{self, Target};
-use crate::state::{StateDir, Status};
+use crate::state::{State, StateDir, Status};
 use airlock_wire::api::airlock as api;
 use airlock_wire::client::Client;
 use airlock_wire::error::Result;
@@ -67,4 +69,16 @@ fn forward(client: &mut Option<Client>, id: &str, signo: i32) {
     {
         *client = None;
     }
+}
+
+/// Creates a container with `autostart`, runs its poststart hooks, and leaves it running. When a hook fails, nothing of
+/// the container is left.
+pub fn run_detached(dir: &StateDir, id: &str, bundle: &Bundle, options: CreateOptions) -> Result<State> {
+    let created = super::create(dir, id, bundle, options)?;
+    run_poststart(dir, &created.state).inspect_err(|_| {
+        if let Err(e) = purge(dir, &created.state, true) {
+            log::warn!("undo the making of container {id}: {e}");
+        }
+    })?;
+    Ok(created.state)
 }
