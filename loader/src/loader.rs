@@ -196,6 +196,6 @@ fn end_reason(container: &Container, status: u32) -> String {
         return "exited".to_owned();
     }
     let oom = signal == libc::SIGKILL as u32
-        && container.cgroup.get().and_then(|c| c.stats().ok()).is_some_and(|s| s.memory.oom_kill > 0);
+        && container.cgroup.get().and_then(|c| c.stats().ok()).is_some_and(|s| s.memory.oom_kills > 0);
     if oom { "oom".to_owned() } else { format!("signal {signal}") }
 }

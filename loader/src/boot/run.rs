@@ -8,7 +8,7 @@ use super::{FdTable, Handlers};
 use crate::container::State;
 use crate::loader::{ContainerParts, DeliveryMode, Loader, LoaderConfig};
 use crate::procfs::ProcFs;
-//SC use crate::seccomp::loader_filter;
+use crate::seccomp::loader_filter;
 use crate::spawner::{Exited, Spawner};
 use crate::sys::{mount, process};
 use airlock_wire::api::boot::{BootArgs, BootReply};
@@ -272,9 +272,9 @@ fn drop_privileges() -> Result<()> {
     }
     process::capset(own & KEPT, own & KEPT, 0)?;
     process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)?;
-    //SC loader_filter::loader_filter()
-    //SC .install()
-    //SC .map_err(|e| Error::from(e).context("installing the loader's seccomp filter"))?;
+    loader_filter()
+    .install()
+    .map_err(|e| Error::from(e).context("installing the loader's seccomp filter"))?;
     Ok(())
 }
 

@@ -34,9 +34,8 @@ pub fn main(channel: UnixStream, mount_namespace: BorrowedFd<'_>) -> ! {
         // The loader closed the channel: the container is not wanted any more.
         Err(_) => process::exit_now(1),
     };
-    if let Err((channel, error)) = error {
-        let _ = binary::send(&channel, &Answer::Failed(error), &[]);
-    }
+    let Err((channel, error)) = error;
+    let _ = binary::send(&channel, &Answer::Failed(error), &[]);
     // 255 is what an exec that failed is seen to end with.
     process::exit_now(255)
 }
