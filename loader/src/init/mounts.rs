@@ -13,6 +13,7 @@ mod console;
 mod copyup;
 mod devices;
 mod filesystems;
+mod places;
 mod seal;
 
 pub use console::{mount_console, open_console};
@@ -27,6 +28,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, SFlag, umask};
 use oci_spec::runtime::{Mount, Spec};
+use places::Places;
 use std::fmt::Display;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -102,12 +104,13 @@ impl<'a> Entry<'a> {
 
 /// The tree while it is being built.
 struct Builder<'a> {
-    root: OwnedFd,
     spec: &'a Spec,
     in_userns: bool,
     gofer: std::vec::IntoIter<OwnedFd>,
     donated_devices: Vec<(String, OwnedFd)>,
     cgroup: CgroupView,
+    /// What is mounted where already.
+    places: Places,
     /// Mounts that become read-only when everything below them is there.
     late_read_only: Vec<OwnedFd>,
     devpts: Option<OwnedFd>,
@@ -135,7 +138,7 @@ pub fn build(inputs: MountInputs<'_>) -> Result<Built> {
         )));
     }
     let mut builder = Builder {
-        root: inputs.rootfs,
+        places: Places::new(inputs.rootfs),
         spec: inputs.spec,
         in_userns: inputs.in_userns,
         gofer: inputs.gofer.into_iter(),
@@ -153,9 +156,9 @@ pub fn build(inputs: MountInputs<'_>) -> Result<Built> {
     let hooks = inputs.spec.hooks().as_ref().and_then(|h| h.create_container().as_ref());
     let late = hooks.is_some_and(|h| !h.is_empty());
     let place = inputs.spec.root().as_ref().map(|r| r.path().as_path()).filter(|p| late && p.is_absolute());
-    rootfs::attach(builder.root.as_fd(), place.unwrap_or(Path::new("/")))?;
+    rootfs::attach(builder.places.root(), place.unwrap_or(Path::new("/")))?;
     if !late {
-        rootfs::pivot(builder.root.as_fd())?;
+        rootfs::pivot(builder.places.root())?;
     }
     for (entry, early) in entries.iter().zip(&mut early) {
         builder.mount(entry, early.take()).map_err(|e| entry.error(e))?;
@@ -163,7 +166,7 @@ pub fn build(inputs: MountInputs<'_>) -> Result<Built> {
     devices::set_up(&mut builder)?;
     (inputs.pre_pivot)()?;
     if late {
-        rootfs::pivot(builder.root.as_fd())?;
+        rootfs::pivot(builder.places.root())?;
     }
     builder.finish()
 }
@@ -188,72 +191,38 @@ impl Builder<'_> {
     /// Attaches what the parent opened; its attributes and its propagation are set already.
     fn attach_donated(&mut self, entry: &Entry<'_>) -> Result<()> {
         let fd = self.gofer.next().ok_or_else(|| Error::invalid_argument("no descriptor came for it"))?;
-        self.attach_at_destination(fd.as_fd(), entry)?;
-        if entry.destination == Path::new("/dev")
-            && entry.kind != MountKind::Bind
-            && entry.options.read_only()
-        {
-            self.late_read_only.push(fd);
-        }
-        Ok(())
+        self.attach_at_destination(fd, entry)
     }
 
     /// Attaches `mount` at the entry's destination, which is made if missing: a directory for a directory, else an
     /// empty file.
-    fn attach_at_destination(&self, mount: BorrowedFd<'_>, entry: &Entry<'_>) -> Result<()> {
-        let target = self.target(mount, entry)?;
-        self.attach_checked(mount, target.as_fd(), &entry.destination)
-    }
-
-    fn target(&self, mount: BorrowedFd<'_>, entry: &Entry<'_>) -> Result<OwnedFd> {
-        let (root, path) = (self.root.as_fd(), entry.destination.as_path());
-        let is_directory = paths::file_type(mount)? == SFlag::S_IFDIR;
-        let strict = below_proc(path);
-        let target = if strict && !is_directory {
-            // Nothing can be made in procfs, so only existing files count.
-            paths::open_in_root_no_symlinks(root, path, OFlag::O_PATH)
-        } else if strict || matches!(entry.kind, MountKind::Proc | MountKind::Sysfs) {
-            paths::mkdir_all_no_symlinks(root, path, 0o755)
-        } else if is_directory {
-            paths::mkdir_all_in_root(root, path, 0o755)
-        } else {
-            paths::create_file_in_root(root, path, 0o755)
-        };
-        let target = target.map_err(|e| match e {
-            Errno::ELOOP | Errno::ENOTDIR if matches!(entry.kind, MountKind::Proc | MountKind::Sysfs) => {
-                Error::invalid_argument(
-                    "must be mounted on an ordinary directory, but the image has a symbolic link or a file there",
-                )
-            }
+    fn attach_at_destination(&mut self, mount: OwnedFd, entry: &Entry<'_>) -> Result<()> {
+        let path = entry.destination.as_path();
+        let is_directory = paths::file_type(mount.as_fd())? == SFlag::S_IFDIR;
+        let kernel_tree = matches!(entry.kind, MountKind::Proc | MountKind::Sysfs);
+        let strict = kernel_tree || below_proc(path);
+        let (target, plain) = self.places.make(path, is_directory, strict).map_err(|e| match e {
+            Errno::ELOOP | Errno::ENOTDIR if kernel_tree => Error::invalid_argument(
+                "must be mounted on an ordinary directory, but there is a symbolic link or a file in its place",
+            ),
             e => Error::from(e).context("destination"),
         })?;
-        if !strict && paths::is_procfs(target.as_fd())? && !plainly_reaches(root, path) {
+        if !plain && paths::is_procfs(target.as_fd())? {
             return Err(Error::invalid_argument("the destination leads into procfs through a symbolic link"));
         }
-        Ok(target)
-    }
-
-    /// Attaches `mount` on `target` and checks that it is what `path` leads to now: whoever moves directories about
-    /// meanwhile shall not get a container without the mount that it was promised.
-    fn attach_checked(&self, mount: BorrowedFd<'_>, target: BorrowedFd<'_>, path: &Path) -> Result<()> {
-        mount::attach(mount, target).map_err(|e| match e {
-            Errno::ENOTDIR => Error::invalid_argument(
-                "not a directory: the source is a directory and the destination is not, or the other way round",
-            ),
-            e => Error::from(e).context("attaching"),
-        })?;
-        let now = paths::open_in_root(self.root.as_fd(), path, OFlag::O_PATH)
-            .map_err(|e| Error::from(e).context("looking at the new mount"))?;
-        if mount::mount_id(now.as_fd())?.0 != mount::mount_id(mount)?.0 {
+        attach_by_type(mount.as_fd(), target.as_fd())?;
+        // Whoever moves directories about meanwhile shall not get a container without what it was promised.
+        let now = self.places.open(path, OFlag::O_PATH).map_err(during("looking at the new mount"))?;
+        if mount::mount_id(now.as_fd())?.0 != mount::mount_id(mount.as_fd())?.0 {
             return Err(Error::failure("the destination was replaced while it was being mounted on"));
         }
+        self.places.add(path, mount, plain);
         Ok(())
     }
 
     /// `remount`: changes attributes of what is mounted there, and the superblock's parameters unless it is a bind.
     fn remount(&self, entry: &Entry<'_>) -> Result<()> {
-        let target = paths::open_in_root(self.root.as_fd(), &entry.destination, OFlag::O_PATH)
-            .map_err(|e| Error::from(e).context("destination"))?;
+        let target = self.places.open(&entry.destination, OFlag::O_PATH).map_err(during("destination"))?;
         if !mount::mount_id(target.as_fd())?.1 {
             return Err(Error::invalid_argument("there is nothing mounted there to remount"));
         }
@@ -288,7 +257,7 @@ impl Builder<'_> {
 
     /// What comes when the root is the container's: propagation, read-only mounts, and the sealing of paths.
     fn finish(mut self) -> Result<Built> {
-        let root = self.root.as_fd();
+        let root = self.places.root();
         let linux = self.spec.linux().as_ref();
         if let Some(word) = linux.and_then(|l| l.rootfs_propagation().as_deref()).filter(|w| !w.is_empty()) {
             rootfs::set_propagation(root, word)?;
@@ -301,12 +270,12 @@ impl Builder<'_> {
             rootfs::set_read_only(root)?;
         }
         if let Some(linux) = linux {
-            seal::read_only_paths(root, linux.readonly_paths().as_deref().unwrap_or_default())?;
-            seal::masked_paths(root, linux.masked_paths().as_deref().unwrap_or_default())?;
+            seal::read_only_paths(&self.places, linux.readonly_paths().as_deref().unwrap_or_default())?;
+            seal::masked_paths(&self.places, linux.masked_paths().as_deref().unwrap_or_default())?;
         }
         if self.devpts.is_none() {
             // A bind of the host's /dev, or of another container's.
-            self.devpts = console::find_devpts(root);
+            self.devpts = console::find_devpts(&self.places);
         }
         Ok(Built { devpts: self.devpts, procfs: self.procfs })
     }
@@ -331,9 +300,18 @@ fn below_proc(path: &Path) -> bool {
     path.starts_with("/proc") && path != Path::new("/proc")
 }
 
-/// True when `path` leads where it does without any symbolic link.
-fn plainly_reaches(root: BorrowedFd<'_>, path: &Path) -> bool {
-    paths::open_in_root_no_symlinks(root, path, OFlag::O_PATH).is_ok()
+fn attach_by_type(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
+    let Err(e) = mount::attach(mount, target) else { return Ok(()) };
+    let is_directory = |fd| paths::file_type(fd).map(|t| t == SFlag::S_IFDIR);
+    Err(match (is_directory(mount)?, is_directory(target)?) {
+        (true, false) => {
+            Error::invalid_argument("not a directory: the source is one, but the destination is not")
+        }
+        (false, true) => {
+            Error::invalid_argument("is a directory: the destination is one, but the source is not")
+        }
+        _ => Error::from(e).context("attaching"),
+    })
 }
 
 /// Files of procfs that lxcfs and the like may replace, as in runc: what they say is for information only.

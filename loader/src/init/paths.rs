@@ -89,6 +89,17 @@ pub fn create_file_in_root(root: BorrowedFd<'_>, path: &Path, mode: u32) -> Resu
     }
 }
 
+/// [`create_file_in_root`] that refuses symbolic links in every component.
+///
+/// # Errors
+/// `ELOOP` when a component is a symbolic link.
+pub fn create_file_no_symlinks(root: BorrowedFd<'_>, path: &Path, mode: u32) -> Result<OwnedFd> {
+    match open_in_root_no_symlinks(root, path, OFlag::O_PATH) {
+        Err(Errno::ENOENT) => walk(root, path, OFlag::O_PATH, true, Missing::File(mode)),
+        result => result,
+    }
+}
+
 /// The directory that holds `path`, opened in-root and made if missing, and the last component, which is not looked
 /// at. For making nodes with the `*at` calls that never follow a link in the last component.
 ///

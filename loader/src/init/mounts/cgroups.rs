@@ -55,8 +55,8 @@ fn v2(builder: &mut Builder<'_>, entry: &Entry<'_>) -> Result<()> {
         restrict(fd.as_fd(), attrs)?;
         fd
     };
-    builder.attach_at_destination(fd.as_fd(), entry)?;
-    set_propagation(fd.as_fd(), &entry.options)
+    set_propagation(fd.as_fd(), &entry.options)?;
+    builder.attach_at_destination(fd, entry)
 }
 
 /// A tmpfs with one directory for each hierarchy, and links for controllers that share one.
@@ -69,7 +69,7 @@ fn v1(builder: &mut Builder<'_>, entry: &Entry<'_>) -> Result<()> {
         mount::fsconfig_create(context.as_fd())?;
         mount::fsmount(context.as_fd(), attrs.set & !MOUNT_ATTR_RDONLY)?
     };
-    builder.attach_at_destination(base.as_fd(), entry)?;
+    builder.attach_at_destination(base.try_clone()?, entry)?;
     let mut donated = std::mem::take(&mut builder.cgroup.mounts).into_iter();
     for name in &builder.cgroup.names {
         if !Path::new(name).components().eq([std::path::Component::Normal(OsStr::new(name))]) {

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::places::Places;
 use crate::init::paths;
 use crate::sys::{mount, ptmx};
 use airlock_wire::error::{Error, Kind, Result};
@@ -73,13 +74,18 @@ pub fn mount_console(peer: BorrowedFd<'_>) -> Result<()> {
         ));
     }
     let tree = mount::clone_tree(peer, false).map_err(during)?;
-    mount::attach(tree.as_fd(), target.as_fd()).map_err(during)
+    mount::attach(tree.as_fd(), target.as_fd()).map_err(during)?;
+    let now = paths::open_in_root(root.as_fd(), path, flags).map_err(during)?;
+    if mount::mount_id(now.as_fd())?.0 != mount::mount_id(tree.as_fd())?.0 {
+        return Err(Error::failure("/dev/console: was replaced while it was being mounted on"));
+    }
+    Ok(())
 }
 
 /// The root directory of what is mounted on `/dev/pts`, if it is a devpts.
-pub(super) fn find_devpts(root: BorrowedFd<'_>) -> Option<OwnedFd> {
+pub(super) fn find_devpts(places: &Places) -> Option<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-    paths::open_in_root(root, Path::new("/dev/pts"), flags).ok().filter(|fd| is_devpts(fd.as_fd()))
+    places.open(Path::new("/dev/pts"), flags).ok().filter(|fd| is_devpts(fd.as_fd()))
 }
 
 fn is_devpts(fd: BorrowedFd<'_>) -> bool {

@@ -62,9 +62,6 @@ impl Node {
             SFlag::S_IFIFO => (0, 0),
             _ => (number("major", device.major(), 12)?, number("minor", device.minor(), 20)?),
         };
-        if path == Path::new("/") {
-            return fail("the path names no file".to_owned());
-        }
         Ok(Self {
             kind,
             major,
@@ -110,8 +107,8 @@ pub(super) fn set_up(builder: &mut Builder<'_>) -> Result<()> {
         }
     }
     // Opened once, in-root, before anything is made in it: it may be a link to anywhere in the image.
-    let dev = paths::mkdir_all_in_root(builder.root.as_fd(), Path::new("/dev"), 0o755)
-        .map_err(|e| Error::from(e).context("/dev"))?;
+    let (dev, _) =
+        builder.places.make(Path::new("/dev"), true, false).map_err(|e| Error::from(e).context("/dev"))?;
     for node in &nodes {
         make(builder, dev.as_fd(), node).map_err(|e| node.error(e))?;
     }
@@ -137,8 +134,10 @@ fn make(builder: &mut Builder<'_>, dev: BorrowedFd<'_>, node: &Node) -> Result<(
     let (dir, name) = match node.path.strip_prefix("/dev") {
         Ok(rest) if rest.components().count() == 1 => (dev, rest.as_os_str()),
         _ => {
-            let (parent, name) = paths::parent_in_root(builder.root.as_fd(), &node.path)?;
-            opened = parent;
+            let (Some(parent), Some(name)) = (node.path.parent(), node.path.file_name()) else {
+                return Err(Error::invalid_argument("the path names no file"));
+            };
+            opened = builder.places.make(parent, true, false)?.0;
             (opened.as_fd(), name)
         }
     };
@@ -223,7 +222,7 @@ fn replace(
 }
 
 fn links(builder: &Builder<'_>, dev: BorrowedFd<'_>) -> Result<()> {
-    let kcore = paths::open_in_root(builder.root.as_fd(), Path::new("/proc/kcore"), OFlag::O_PATH).is_ok();
+    let kcore = builder.places.open(Path::new("/proc/kcore"), OFlag::O_PATH).is_ok();
     for (name, target) in LINKS.iter().copied().chain(kcore.then_some(("core", "/proc/kcore"))) {
         match symlinkat(target, dev, name) {
             Ok(()) | Err(Errno::EEXIST) => {}

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Builder, Entry, copyup, set_propagation};
-use crate::init::paths::{self, ProcHandle};
+use crate::init::paths::ProcHandle;
 use crate::oci::mounts::{MountKind, MountOptions};
 use crate::sys::mount::{self, FsError, MOUNT_ATTR_RDONLY};
 use airlock_wire::error::{Error, Kind, Result};
@@ -59,16 +59,17 @@ pub(super) fn mount(builder: &mut Builder<'_>, entry: &Entry<'_>, early: Option<
             ));
         }
     };
-    builder.attach_at_destination(fd.as_fd(), entry)?;
-    set_propagation(fd.as_fd(), &entry.options)?;
+    let kept = fd.try_clone()?;
+    builder.attach_at_destination(fd, entry)?;
+    set_propagation(kept.as_fd(), &entry.options)?;
     match entry.kind {
         MountKind::Devpts if builder.devpts.is_none() || entry.destination == Path::new("/dev/pts") => {
-            builder.devpts = Some(fd);
+            builder.devpts = Some(kept);
         }
         MountKind::Proc if entry.destination == Path::new("/proc") && is_plain(&entry.options) => {
-            builder.procfs = Some(ProcHandle::from_mount(fd)?);
+            builder.procfs = Some(ProcHandle::from_mount(kept)?);
         }
-        _ if late => builder.late_read_only.push(fd),
+        _ if late => builder.late_read_only.push(kept),
         _ => {}
     }
     Ok(())
@@ -114,11 +115,7 @@ pub(super) fn configure(
 
 /// A tmpfs takes the mode of the directory that it covers unless the spec names one, as in runc.
 fn tmpfs(builder: &Builder<'_>, entry: &Entry<'_>, attrs: u64) -> Result<OwnedFd> {
-    let below = paths::open_in_root(
-        builder.root.as_fd(),
-        &entry.destination,
-        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK,
-    );
+    let below = builder.places.open(&entry.destination, OFlag::O_RDONLY | OFlag::O_DIRECTORY);
     let mode = match &below {
         Ok(dir) if entry.options.data_value("mode").is_none() => {
             Some(format!("{:o}", fstat(dir)?.st_mode & 0o7777))

@@ -65,34 +65,65 @@ pub(crate) fn plant_link(image: &Path, path: &str, target: &str) {
 
 /// A thread that exchanges two names as fast as it can until it is dropped.
 pub(crate) struct Exchanger {
-    stop: Arc<AtomicBool>,
-    count: Arc<AtomicU64>,
+    control: Arc<Control>,
     thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Control {
+    stop: AtomicBool,
+    pause: AtomicBool,
+    paused: AtomicBool,
+    count: AtomicU64,
 }
 
 impl Exchanger {
     pub(crate) fn start(a: PathBuf, b: PathBuf) -> Self {
-        let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stop2, count2) = (Arc::clone(&stop), Arc::clone(&count));
+        let control = Arc::new(Control::default());
+        let own = Arc::clone(&control);
         let thread = spawn(move || {
-            while !stop2.load(Ordering::Relaxed) {
-                if renameat2(AT_FDCWD, &a, AT_FDCWD, &b, RenameFlags::RENAME_EXCHANGE).is_ok() {
-                    count2.fetch_add(1, Ordering::Relaxed);
+            let exchange = || {
+                let done = renameat2(AT_FDCWD, &a, AT_FDCWD, &b, RenameFlags::RENAME_EXCHANGE).is_ok();
+                own.count.fetch_add(u64::from(done), Ordering::Relaxed);
+            };
+            while !own.stop.load(Ordering::Relaxed) {
+                if !own.pause.load(Ordering::Relaxed) {
+                    own.paused.store(false, Ordering::Relaxed);
+                    exchange();
+                } else if own.count.load(Ordering::Relaxed) % 2 == 1 {
+                    exchange();
+                } else {
+                    own.paused.store(true, Ordering::Release);
+                    std::thread::yield_now();
                 }
             }
         });
-        Self { stop, count, thread: Some(thread) }
+        Self { control, thread: Some(thread) }
     }
 
     /// How many exchanges have happened: a race that nobody ran proves nothing.
     pub(crate) fn exchanges(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
+        self.control.count.load(Ordering::Relaxed)
+    }
+
+    /// Stands still, with both names where they were at the start, while `work` runs.
+    pub(crate) fn paused<R>(all: &[Self], work: impl FnOnce() -> R) -> R {
+        all.iter().for_each(|e| e.control.pause.store(true, Ordering::Relaxed));
+        while all.iter().any(|e| !e.control.paused.load(Ordering::Acquire)) {
+            std::thread::yield_now();
+        }
+        let result = work();
+        for e in all {
+            e.control.paused.store(false, Ordering::Relaxed);
+            e.control.pause.store(false, Ordering::Relaxed);
+        }
+        result
     }
 }
 
 impl Drop for Exchanger {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.control.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
