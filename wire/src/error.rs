@@ -29,6 +29,8 @@ pub enum Kind {
     UnknownMethod,
     /// A handler panicked; the sandbox goes on.
     Panic,
+    /// The peer did not answer in the time that the caller allowed; the connection is of no further use.
+    Timeout,
 }
 
 /// An error with a [`Kind`] and a one-line message that says what was tried, on what, and why it failed.

@@ -8,6 +8,7 @@
 //! - [`binary`] and [`json`]: the dialects; [`scm`]: descriptors on sockets (the only unsafe code here);
 //! - [`codec`]: the only user of bincode.
 
+pub mod addr;
 pub mod api;
 pub mod binary;
 pub mod client;
@@ -15,11 +16,13 @@ pub mod codec;
 pub mod error;
 pub mod json;
 pub mod method;
-pub mod reader;
+mod reader;
 pub mod registry;
 pub mod schema;
 pub mod scm;
 pub mod server;
+#[cfg(test)]
+mod testing;
 
 pub use client::{Client, Dialect, Reply};
 pub use error::{Error, Kind, Result};

@@ -3,62 +3,145 @@
 #![forbid(unsafe_code)]
 
 use crate::client::Dialect;
-use crate::error::{Error, Result};
+use crate::codec;
+use crate::error::{Error, Kind, Result};
+use crate::json;
 use crate::method::{Method, MethodInfo};
 use crate::scm::PeerCred;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
-/// One call, as its handler sees it.
+/// One call, as its handler sees it. Descriptors that the handler does not take are closed when it returns.
 #[derive(Debug)]
 pub struct Call<'a> {
-    peer: &'a PeerCred,
-    dialect: Dialect,
-    fds: Vec<Option<OwnedFd>>,
-    reply_fds: Vec<OwnedFd>,
+    pub(crate) peer: &'a PeerCred,
+    pub(crate) dialect: Dialect,
+    pub(crate) stream: &'a UnixStream,
+    pub(crate) fds: Vec<Option<OwnedFd>>,
+    pub(crate) reply_fds: Vec<OwnedFd>,
 }
 
 impl Call<'_> {
-    /// Who calls.
+    /// Who calls, as of the time when the connection was made.
     pub fn peer(&self) -> &PeerCred {
         self.peer
     }
+
     /// The dialect of the request; the reply is in the same.
     pub fn dialect(&self) -> Dialect {
         self.dialect
     }
-    /// Number of descriptors that came with the call.
+
+    /// Number of descriptors that came with the call, taken or not.
     pub fn fd_count(&self) -> usize {
         self.fds.len()
     }
-    /// Takes one descriptor.
+
+    /// Takes the descriptor with this index in the message.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when there is none, or it was taken already.
     pub fn take_fd(&mut self, index: usize) -> Result<OwnedFd> {
-        self.fds
-            .get_mut(index)
-            .and_then(Option::take)
-            .ok_or_else(|| Error::invalid_argument(format!("no descriptor with index {index}")))
+        let count = self.fds.len();
+        match self.fds.get_mut(index) {
+            Some(fd) => fd.take().ok_or_else(|| {
+                Error::invalid_argument(format!(
+                    "the descriptor with index {index} is named twice in this call"
+                ))
+            }),
+            None => Err(Error::invalid_argument(format!(
+                "there is no descriptor with index {index}: {count} came with this call"
+            ))),
+        }
     }
-    /// Takes all descriptors that were not taken yet, in order.
+
+    /// Takes all descriptors that were not taken yet, in order. Indices stay as they are.
     pub fn take_fds(&mut self) -> Vec<OwnedFd> {
-        self.fds.drain(..).flatten().collect()
+        self.fds.iter_mut().filter_map(Option::take).collect()
     }
-    /// Adds a descriptor to those that a successful reply carries.
+
+    /// Adds a descriptor to those that the reply carries if the handler succeeds; it is closed in any case.
     pub fn reply_fd(&mut self, fd: OwnedFd) {
         self.reply_fds.push(fd);
     }
-    /// Blocks until `fd` is readable; an error of kind `Disconnected` when the client hangs up first.
-    pub fn wait_readable(&self, _fd: BorrowedFd<'_>) -> Result<()> {
-        Err(Error::unsupported("Call::wait_readable: on its way"))
+
+    /// Blocks until `fd` is readable, or at its end, or in error: whatever would make read(2) return.
+    ///
+    /// A client that only shuts down its sending half still waits for the reply and does not count as gone.
+    ///
+    /// # Errors
+    /// `Disconnected` when the client hangs up first, or the server's grace period ends; `InvalidArgument` when `fd` is
+    /// not open.
+    pub fn wait_readable(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        let mut fds =
+            [PollFd::new(fd, PollFlags::POLLIN), PollFd::new(self.stream.as_fd(), PollFlags::empty())];
+        loop {
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) => {}
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(e) => return Err(Error::from(e).context("waiting for a descriptor")),
+            }
+            match [0, 1].map(|i: usize| fds[i].revents().unwrap_or(PollFlags::empty())) {
+                [fd, _] if fd.contains(PollFlags::POLLNVAL) => {
+                    return Err(Error::invalid_argument("waiting for a descriptor that is not open"));
+                }
+                [fd, _] if !fd.is_empty() => return Ok(()),
+                [_, client] if !client.is_empty() => {
+                    return Err(Error::new(
+                        Kind::Disconnected,
+                        "the client is gone, or the sandbox is ending",
+                    ));
+                }
+                _ => {}
+            }
+        }
     }
+
     /// True once the client has hung up.
     pub fn client_gone(&self) -> bool {
-        false
+        let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
     }
 }
 
-/// Methods and their handlers.
-#[derive(Debug, Default)]
+/// A handler whose types are forgotten: it decodes the argument, and appends the encoded result to `out`.
+pub(crate) trait Handler: Send + Sync {
+    fn json(&self, call: &mut Call<'_>, arg: json::Node<'_>, out: &mut Vec<u8>) -> Result<()>;
+    fn binary(&self, call: &mut Call<'_>, arg: &[u8], out: &mut Vec<u8>) -> Result<()>;
+    fn info(&self) -> MethodInfo;
+}
+
+struct Typed<M, F> {
+    handler: F,
+    method: PhantomData<fn() -> M>,
+}
+
+impl<M, F> Handler for Typed<M, F>
+where
+    M: Method,
+    F: Fn(&mut Call<'_>, M::Arg) -> Result<M::Reply> + Send + Sync,
+{
+    fn json(&self, call: &mut Call<'_>, arg: json::Node<'_>, out: &mut Vec<u8>) -> Result<()> {
+        let reply = (self.handler)(call, json::from_node(arg)?)?;
+        json::encode(&reply, out)
+    }
+    fn binary(&self, call: &mut Call<'_>, arg: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        let reply = (self.handler)(call, codec::decode(arg)?)?;
+        codec::encode_into(&reply, out)
+    }
+    fn info(&self) -> MethodInfo {
+        M::info()
+    }
+}
+
+/// The methods that a server answers, with their handlers.
+#[derive(Default)]
 pub struct Registry {
-    methods: Vec<MethodInfo>,
+    handlers: BTreeMap<&'static str, Box<dyn Handler>>,
 }
 
 impl Registry {
@@ -66,15 +149,34 @@ impl Registry {
     pub fn new() -> Self {
         Self::default()
     }
+
     /// Answers `M` with `handler`; a later registration replaces an earlier one.
-    pub fn on<M: Method>(
+    ///
+    /// The handler runs on its connection's thread and may block: other connections go on. If it waits, it should do
+    /// so with [`Call::wait_readable`], so that a client that hangs up leaves no thread behind. A panic becomes an
+    /// error of kind `Panic`.
+    pub fn on<M: Method + 'static>(
         &mut self,
-        _handler: impl Fn(&mut Call<'_>, M::Arg) -> Result<M::Reply> + Send + Sync + 'static,
+        handler: impl Fn(&mut Call<'_>, M::Arg) -> Result<M::Reply> + Send + Sync + 'static,
     ) {
-        self.methods.push(M::info());
+        self.handlers.insert(M::NAME, Box::new(Typed::<M, _> { handler, method: PhantomData }));
     }
+
     /// The registered methods, by name.
     pub fn methods(&self) -> Vec<MethodInfo> {
-        self.methods.clone()
+        self.handlers.values().map(|handler| handler.info()).collect()
+    }
+
+    pub(crate) fn handler(&self, method: &str) -> Result<&dyn Handler> {
+        match self.handlers.get(method) {
+            Some(handler) => Ok(handler.as_ref()),
+            None => Err(Error::new(Kind::UnknownMethod, json::UNKNOWN_METHOD)),
+        }
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.handlers.keys()).finish()
     }
 }

@@ -1,0 +1,478 @@
+use super::*;
+use crate::api::types::Empty;
+use crate::binary::{self, FrameKind};
+use crate::client::{Client, Dialect, Reply};
+use crate::error::Kind;
+use crate::registry::Call;
+use crate::testing::{LeakCheck, assert_same_files, borrow, files, pair};
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::sync::mpsc;
+
+crate::methods! {
+    receiver "Test";
+    /// Does nothing.
+    Null: Empty => Empty;
+    /// Gives back what it got.
+    Echo: String => String;
+    /// Gives back every descriptor.
+    Bounce: Empty => u32, fds "in: any; out: the same";
+    /// Gives back this many copies of the first descriptor.
+    Copies: u32 => Empty, fds "in: one; out: copies";
+    /// Fails.
+    Fail: String => Empty;
+    /// Panics.
+    Panic: Empty => Empty;
+    /// Waits for the first descriptor.
+    Wait: Empty => u32, fds "in: one";
+    /// Takes a descriptor twice.
+    Greedy: Empty => Empty, fds "in: one";
+}
+
+const BOTH: [Dialect; 2] = [Dialect::Json, Dialect::Binary];
+
+/// A server of the methods above; `waiting` hears of each `Wait` call that has begun.
+fn server(options: ServerOptions) -> (Server, mpsc::Receiver<()>) {
+    let (began, waiting) = mpsc::channel();
+    let mut registry = Registry::new();
+    registry.on::<Null>(|_, _| Ok(Empty {}));
+    registry.on::<Echo>(|_, text| Ok(text));
+    registry.on::<Bounce>(|call, _| {
+        let fds = call.take_fds();
+        let n = fds.len() as u32;
+        fds.into_iter().for_each(|fd| call.reply_fd(fd));
+        Ok(n)
+    });
+    registry.on::<Copies>(|call, n| {
+        let fd = call.take_fd(0)?;
+        for _ in 0..n {
+            call.reply_fd(fd.try_clone()?);
+        }
+        Ok(Empty {})
+    });
+    registry.on::<Fail>(|call, why| {
+        let fd = call.take_fd(0);
+        fd.into_iter().for_each(|fd| call.reply_fd(fd));
+        Err(Error::no_such_entity(why))
+    });
+    registry.on::<Panic>(|_, _| panic!("on purpose"));
+    registry.on::<Wait>(move |call: &mut Call<'_>, _| {
+        let fd = call.take_fd(0)?;
+        began.send(()).map_err(|e| Error::failure(e.to_string()))?;
+        call.wait_readable(fd.as_fd())?;
+        Ok(7)
+    });
+    registry.on::<Greedy>(|call, _| {
+        call.take_fd(0)?;
+        call.take_fd(0)?;
+        Ok(Empty {})
+    });
+    (Server::new(registry, options), waiting)
+}
+
+fn connected(dialect: Dialect) -> (Server, Client, mpsc::Receiver<()>) {
+    let (server, waiting) = server(ServerOptions::default());
+    let client = client(&server, dialect);
+    (server, client, waiting)
+}
+
+fn client(server: &Server, dialect: Dialect) -> Client {
+    let (ours, theirs) = pair();
+    server.serve_stream(theirs).unwrap();
+    Client::from_stream(ours, dialect)
+}
+
+/// Blocks until the server has no connection left; fails after a while.
+fn settle(server: &Server) {
+    let conns = lock(&server.shared.conns);
+    let (conns, timeout) = server
+        .shared
+        .ended
+        .wait_timeout_while(conns, Duration::from_secs(20), |conns| !conns.open.is_empty())
+        .unwrap();
+    assert!(!timeout.timed_out(), "connections left: {:?}", conns.open);
+}
+
+#[test]
+fn a_registry_lists_its_methods() {
+    let (server, _waiting) = server(ServerOptions::default());
+    let mut declared = methods();
+    declared.sort_by(|a, b| a.name.cmp(&b.name));
+    assert_eq!(server.shared.registry().methods(), declared);
+}
+
+#[test]
+fn calls_in_both_dialects() {
+    let _leaks = LeakCheck::new();
+    for dialect in BOTH {
+        let (server, mut client, _waiting) = connected(dialect);
+        client.call::<Null>(&Empty {}, &[]).unwrap();
+        let long = "x<é>\"\\\n".repeat(100_000);
+        for text in ["", "hello", long.as_str()] {
+            assert_eq!(client.call::<Echo>(&text.to_owned(), &[]).unwrap().value, text);
+        }
+        assert_eq!(server.connections(), 1);
+        drop(client);
+        settle(&server);
+    }
+}
+
+#[test]
+fn descriptors_travel_both_ways() {
+    let _leaks = LeakCheck::new();
+    for (dialect, most) in [(Dialect::Json, 128), (Dialect::Binary, 512)] {
+        let (server, mut client, _waiting) = connected(dialect);
+        for n in [0, 1, 3, 127, 128, 129, 256, 257, 384, 385, 511, 512] {
+            let sent = files(n);
+            let result = client.call::<Bounce>(&Empty {}, &borrow(&sent));
+            if n > most {
+                assert_eq!(result.unwrap_err().message, "too many files");
+                continue;
+            }
+            let Reply { value, fds } = result.unwrap();
+            assert_eq!(value as usize, n);
+            assert_same_files(&sent, &fds);
+        }
+        let one = files(1);
+        let fds = |n: u32, client: &mut Client| client.call::<Copies>(&n, &borrow(&one)).map(|r| r.fds.len());
+        assert_eq!(fds(most as u32, &mut client), Ok(most));
+        assert_eq!(fds(most as u32 + 1, &mut client).unwrap_err().message, "too many files");
+        assert_eq!(fds(2, &mut client), Ok(2), "the connection goes on");
+        drop(client);
+        settle(&server);
+    }
+}
+
+#[test]
+fn errors_keep_the_connection_and_close_descriptors() {
+    let _leaks = LeakCheck::new();
+    for dialect in BOTH {
+        let (server, mut client, _waiting) = connected(dialect);
+        let given = files(2);
+        let e = client.call::<Fail>(&"no such thing \"x\"".into(), &borrow(&given)).unwrap_err();
+        assert_eq!(e.message, "no such thing \"x\"");
+        assert_eq!(e.kind, if dialect == Dialect::Binary { Kind::NoSuchEntity } else { Kind::Failure });
+        let e = client.call::<Panic>(&Empty {}, &borrow(&given)).unwrap_err();
+        assert_eq!(e.message, "the handler of Test.Panic panicked: on purpose; the sandbox goes on");
+        assert_eq!(e.kind, if dialect == Dialect::Binary { Kind::Panic } else { Kind::Failure });
+        let e = client.call::<Greedy>(&Empty {}, &borrow(&given)).unwrap_err();
+        assert!(e.message.contains("index 0 is named twice"), "{e}");
+        let e = client.call::<Greedy>(&Empty {}, &[]).unwrap_err();
+        assert!(e.message.contains("no descriptor with index 0: 0 came"), "{e}");
+        let e = client.call::<crate::api::debug::Stacks>(&Empty {}, &borrow(&given)).unwrap_err();
+        assert_eq!((e.kind, e.message.as_str()), (Kind::UnknownMethod, "unknown method"));
+        assert_eq!(client.call::<Echo>(&"still there".into(), &[]).unwrap().value, "still there");
+        drop(client);
+        settle(&server);
+    }
+}
+
+#[test]
+fn dialects_alternate_on_one_connection() {
+    let _leaks = LeakCheck::new();
+    let (server, mut client, _waiting) = connected(Dialect::Binary);
+    for i in 0..10 {
+        let text = format!("{i}");
+        assert_eq!(client.call::<Echo>(&text, &[]).unwrap().value, text);
+        let fds = files(2);
+        let reply = client.call_raw("Test.Bounce", &serde_json::Value::Null, &borrow(&fds)).unwrap();
+        assert_eq!(reply.value, 2);
+        assert_same_files(&fds, &reply.fds);
+    }
+    drop(client);
+    settle(&server);
+}
+
+#[test]
+fn a_client_that_hangs_up_ends_its_blocked_call() {
+    let _leaks = LeakCheck::new();
+    for dialect in BOTH {
+        let (server, mut caller, waiting) = connected(dialect);
+        let handle = caller.stream().try_clone().unwrap();
+        let event = files(1);
+        let result = std::thread::scope(|scope| {
+            let call = scope.spawn(|| caller.call::<Wait>(&Empty {}, &borrow(&event)));
+            waiting.recv().unwrap();
+            handle.shutdown(Shutdown::Both).unwrap();
+            call.join().unwrap()
+        });
+        assert_eq!(result.unwrap_err().kind, Kind::Disconnected);
+        settle(&server);
+    }
+}
+
+#[test]
+fn a_client_that_only_stops_sending_still_gets_its_reply() {
+    let _leaks = LeakCheck::new();
+    let (server, waiting) = server(ServerOptions::default());
+    let (mut ours, theirs) = pair();
+    server.serve_stream(theirs).unwrap();
+    let event = files(1);
+    let request = br#"{"method":"Test.Wait","arg":null}"#;
+    crate::scm::send_with_fds(&ours, request, &borrow(&event)).unwrap();
+    ours.shutdown(Shutdown::Write).unwrap();
+    waiting.recv().unwrap();
+    nix::unistd::write(&event[0], &1u64.to_ne_bytes()).unwrap();
+    let mut reply = String::new();
+    ours.read_to_string(&mut reply).unwrap();
+    assert_eq!(reply, r#"{"success":true,"err":"","result":7}"#);
+    settle(&server);
+}
+
+#[test]
+fn stop_closes_idle_connections_and_lets_calls_finish() {
+    let _leaks = LeakCheck::new();
+    for dialect in BOTH {
+        let (server, mut busy, waiting) = connected(dialect);
+        let mut idle = client(&server, dialect);
+        idle.call::<Null>(&Empty {}, &[]).unwrap();
+        let mut half = client(&server, dialect);
+        half.stream().write_all(b"{\"method\"").unwrap();
+        let event = files(1);
+        std::thread::scope(|scope| {
+            let call = scope.spawn(|| busy.call::<Wait>(&Empty {}, &borrow(&event)));
+            waiting.recv().unwrap();
+            let stop = scope.spawn(|| server.stop(Duration::from_secs(60)));
+            // The idle ones are closed while the busy one is not.
+            for closed in [idle.stream(), half.stream()] {
+                assert_eq!(std::io::Read::read(&mut &*closed, &mut [0]).unwrap_or(0), 0);
+            }
+            assert_eq!(server.serve_stream(pair().0).unwrap_err().kind, Kind::InvalidState);
+            assert!(!stop.is_finished());
+            nix::unistd::write(&event[0], &1u64.to_ne_bytes()).unwrap();
+            assert_eq!(call.join().unwrap().unwrap().value, 7);
+            stop.join().unwrap();
+        });
+        assert_eq!(server.connections(), 0);
+        assert_eq!(busy.call::<Null>(&Empty {}, &[]).unwrap_err().kind, Kind::Disconnected);
+        drop(half.call::<Null>(&Empty {}, &[]));
+    }
+}
+
+#[test]
+fn stop_cuts_calls_off_after_the_grace_period() {
+    let _leaks = LeakCheck::new();
+    let (server, mut client, waiting) = connected(Dialect::Binary);
+    let event = files(1);
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| client.call::<Wait>(&Empty {}, &borrow(&event)));
+        waiting.recv().unwrap();
+        server.stop(Duration::from_millis(10));
+        assert_eq!(call.join().unwrap().unwrap_err().kind, Kind::Disconnected);
+    });
+    settle(&server);
+}
+
+#[test]
+fn handlers_can_be_replaced_while_connections_stay() {
+    let _leaks = LeakCheck::new();
+    let (server, mut client, _waiting) = connected(Dialect::Json);
+    client.call::<Null>(&Empty {}, &[]).unwrap();
+    let mut registry = Registry::new();
+    registry.on::<Echo>(|_, text| Ok(text + "!"));
+    assert_eq!(registry.methods().iter().map(|m| m.name.as_str()).collect::<Vec<_>>(), ["Test.Echo"]);
+    server.replace_registry(registry);
+    assert_eq!(client.call::<Echo>(&"a".into(), &[]).unwrap().value, "a!");
+    assert_eq!(client.call::<Null>(&Empty {}, &[]).unwrap_err().kind, Kind::UnknownMethod);
+}
+
+#[test]
+fn connections_are_limited_and_listening_works() {
+    let _leaks = LeakCheck::new();
+    let path = std::env::temp_dir().join(format!("airlock-wire-server-{}.sock", std::process::id()));
+    let listener = crate::addr::bind(&path).unwrap();
+    let (server, _waiting) = server(ServerOptions { max_connections: 1, ..ServerOptions::default() });
+    let connect = || {
+        let client = Client::connect(&path, Dialect::Binary).unwrap();
+        server.accept(&listener).unwrap();
+        client
+    };
+    let mut first = connect();
+    first.call::<Null>(&Empty {}, &[]).unwrap();
+    let mut second = connect();
+    assert_eq!(second.call::<Null>(&Empty {}, &[]).unwrap_err().kind, Kind::Disconnected);
+    first.call::<Null>(&Empty {}, &[]).unwrap();
+    drop(first);
+    settle(&server);
+    connect().call::<Null>(&Empty {}, &[]).unwrap();
+    settle(&server);
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn serve_blocking_returns_when_the_peer_hangs_up() {
+    let _leaks = LeakCheck::new();
+    let (server, _waiting) = server(ServerOptions::default());
+    let (ours, theirs) = pair();
+    std::thread::scope(|scope| {
+        let serving = scope.spawn(|| server.serve_blocking(theirs));
+        let mut client = Client::from_stream(ours, Dialect::Binary);
+        client.call::<Null>(&Empty {}, &[]).unwrap();
+        drop(client.into_stream());
+        serving.join().unwrap().unwrap();
+    });
+}
+
+/// Sends raw bytes, closes the sending side, and returns everything that comes back.
+fn exchange(server: &Server, bytes: &[u8]) -> Vec<u8> {
+    let (mut ours, theirs) = pair();
+    server.serve_stream(theirs).unwrap();
+    // The server may hang up before it has read everything.
+    drop(ours.write_all(bytes));
+    drop(ours.shutdown(Shutdown::Write));
+    let mut back = Vec::new();
+    let mut chunk = [0; 4096];
+    while let Ok(n @ 1..) = ours.read(&mut chunk) {
+        back.extend_from_slice(&chunk[..n]);
+    }
+    settle(server);
+    back
+}
+
+#[test]
+fn broken_json_gets_an_answer_and_the_connection_is_closed() {
+    let _leaks = LeakCheck::new();
+    let (server, _waiting) = server(ServerOptions { max_body: 1000, ..ServerOptions::default() });
+    let good = br#"{"method":"Test.Null","arg":null}"#;
+    let ok = br#"{"success":true,"err":"","result":{}}"#;
+    let say = |bytes: &[u8]| String::from_utf8(exchange(&server, bytes)).unwrap();
+    assert_eq!(
+        say(&[b" \n", good.as_slice(), b"\n\n", good, b" "].concat()),
+        String::from_utf8([ok, &ok[..]].concat()).unwrap()
+    );
+    for (bad, why) in [
+        (&b"{\"method\":}"[..], "expected value"),
+        (b"{]", "at line 1"),
+        (
+            br#"{"method":5,"arg":null}"#,
+            "json: cannot unmarshal number into Go struct field clientCall.method of type string",
+        ),
+        (&b"{\"a\":".repeat(200), "nested deeper than 128"),
+        (&b"[".repeat(5), ""),
+        (b"GET / HTTP/1.1\r\n\r\n", ""),
+        (b"{\"method\":\"Test.Null\"", ""),
+        (&[b"{\"method\":\"".as_slice(), &[b'x'; 2000]].concat(), "longer than 1000 bytes"),
+    ] {
+        let said = say(&[bad, good].concat());
+        match why {
+            "" => assert_eq!(said, ""),
+            why => {
+                assert!(
+                    said.starts_with(r#"{"success":false,"err":""#) && said.ends_with(r#","result":null}"#),
+                    "{said}"
+                );
+                assert!(said.contains(why), "{said}");
+                assert_eq!(said.matches("success").count(), 1, "{said}");
+            }
+        }
+    }
+    for (request, answer) in [
+        (r#"{"method":"Test.Null"}"#, "unexpected end of JSON input"),
+        (r#"{"arg":null}"#, "unknown method"),
+        (r#"{}"#, "unknown method"),
+        (r#"{"method":null,"arg":1}"#, "unknown method"),
+        (r#"{"method":"Test.Echo","arg":7}"#, "json: cannot unmarshal number into Go value of type string"),
+    ] {
+        let expected = format!(r#"{{"success":false,"err":"{answer}","result":null}}"#);
+        assert_eq!(
+            say(format!("{request}{}", String::from_utf8_lossy(good)).as_bytes()),
+            expected + r#"{"success":true,"err":"","result":{}}"#
+        );
+    }
+    assert_eq!(
+        say(br#"{"ARG":"x","Method":"Test.Echo","new":[1,{}]}"#),
+        r#"{"success":true,"err":"","result":"x"}"#
+    );
+}
+
+#[test]
+fn broken_frames_get_an_answer_and_the_connection_is_closed() {
+    let _leaks = LeakCheck::new();
+    let (server, _waiting) = server(ServerOptions { max_body: 1000, ..ServerOptions::default() });
+    let frame = |patch: &[(usize, u8)], body: &[u8]| {
+        let mut out = Vec::new();
+        binary::begin(&mut out);
+        out.extend_from_slice(body);
+        binary::finish(&mut out, FrameKind::Request, 0).unwrap();
+        patch.iter().for_each(|(at, value)| out[*at] = *value);
+        out
+    };
+    for (bytes, why) in [
+        (frame(&[(1, b'x')], b""), "not a message of either dialect"),
+        (frame(&[(4, 2)], b""), "version 2"),
+        (frame(&[(5, 9)], b""), "unknown kind of frame: 9"),
+        (frame(&[(5, 2)], b""), "Reply frame came where a request was due"),
+        (frame(&[(15, 1)], b""), "reserved bytes"),
+        (frame(&[(6, 1)], b""), "declares 1 descriptors, but 0 came"),
+        (frame(&[(7, 255)], b""), "declares 65280 descriptors"),
+        (frame(&[(11, 255)], b""), "at most 1000 are allowed"),
+        (frame(&[], b""), "method name"),
+        (frame(&[], &[200, b'x']), "method name"),
+        (frame(&[], &[2, 0xff, 0xff]), "method name"),
+    ] {
+        let back = exchange(&server, &bytes);
+        let header = binary::Header::decode(back.first_chunk().unwrap(), 1000).unwrap();
+        assert_eq!(header.kind, FrameKind::Error);
+        let e: Error = crate::codec::decode(&back[16..]).unwrap();
+        assert_eq!(e.kind, Kind::Protocol);
+        assert!(e.message.contains(why), "{e}");
+    }
+    let mut body = Vec::new();
+    crate::codec::encode_into("Test.Echo", &mut body).unwrap();
+    for arg in [&[][..], &[5, b'x'], &[1, b'x', 0], &[253, 255, 255, 255, 255, 255, 255, 255, 127]] {
+        let back = exchange(&server, &frame(&[], &[&body, arg].concat()));
+        let e: Error = crate::codec::decode(&back[16..]).unwrap();
+        assert_eq!(e.kind, Kind::Serde, "{e}");
+    }
+}
+
+#[test]
+fn a_flood_of_descriptors_is_refused_and_nothing_leaks() {
+    let _leaks = LeakCheck::new();
+    let (server, _waiting) = server(ServerOptions::default());
+    let flood = files(128);
+    for first in [&b"{"[..], &binary::MAGIC[..1]] {
+        let (mut ours, theirs) = pair();
+        server.serve_stream(theirs).unwrap();
+        let mut sent = crate::scm::send_with_fds(&ours, first, &borrow(&flood));
+        for _ in 0..100 {
+            if sent.is_err() {
+                break;
+            }
+            sent = crate::scm::send_with_fds(&ours, b" ", &borrow(&flood));
+        }
+        drop(ours.shutdown(Shutdown::Write));
+        drop(ours.read(&mut [0; 1000]));
+        settle(&server);
+    }
+    // Descriptors with white space between calls, and with the tail of a call, belong to nothing.
+    let (mut ours, theirs) = pair();
+    server.serve_stream(theirs).unwrap();
+    crate::scm::send_with_fds(&ours, b"\n", &borrow(&flood)).unwrap();
+    crate::scm::send_with_fds(&ours, br#"{"method":"Test.Bou"#, &borrow(&flood[..1])).unwrap();
+    crate::scm::send_with_fds(&ours, br#"nce","arg":null}"#, &borrow(&flood)).unwrap();
+    ours.shutdown(Shutdown::Write).unwrap();
+    let mut reply = String::new();
+    ours.read_to_string(&mut reply).unwrap();
+    assert_eq!(reply, r#"{"success":true,"err":"","result":1}"#);
+    settle(&server);
+}
+
+#[test]
+fn truncated_descriptors_are_a_protocol_error() {
+    use std::os::fd::AsRawFd;
+    let _leaks = LeakCheck::new();
+    let (server, _waiting) = server(ServerOptions::default());
+    let many = files(129);
+    let raw: Vec<i32> = many.iter().map(AsRawFd::as_raw_fd).collect();
+    for first in [&br#"{"method":"Test.Bounce","arg":null}"#[..], &binary::MAGIC] {
+        let (mut ours, theirs) = pair();
+        server.serve_stream(theirs).unwrap();
+        sendfd::SendWithFd::send_with_fd(&ours, first, &raw).unwrap();
+        let mut back = Vec::new();
+        drop(ours.read_to_end(&mut back));
+        assert!(!String::from_utf8_lossy(&back).contains("true"), "{back:?}");
+        settle(&server);
+    }
+}
