@@ -19,6 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -46,7 +47,7 @@ pub(super) fn main(start: LoaderStart) -> ! {
     process::set_name(c"airlock-loader");
     let Ok(socket) = start.socket.try_clone() else { process::exit_now(1) };
     match run(start) {
-        Ok(status) => end_as(status),
+        Ok(never) => match never {},
         Err(error) => {
             log::error!("{error}");
             let _ = binary::send(&socket, &BootReply::Failed(error), &[]);
@@ -64,7 +65,7 @@ fn end_as(status: u32) -> ! {
     process::exit_now((status >> 8) as i32 & 0xff)
 }
 
-fn run(mut start: LoaderStart) -> Result<u32> {
+fn run(mut start: LoaderStart) -> Result<Infallible> {
     let args = &start.args;
     super::logging::init(
         start.fds.take_option(args.log)?,
@@ -120,7 +121,8 @@ fn run(mut start: LoaderStart) -> Result<u32> {
         write_last_words(file, &loader, status);
     }
     server.stop(grace);
-    Ok(status)
+    // Not by returning: that would close the spawner's socket first, and the spawner's end kills this process.
+    end_as(status)
 }
 
 struct Boot {
