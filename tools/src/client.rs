@@ -263,9 +263,7 @@ impl Airlock {
         let _lock = self.states.lock(id)?;
         let state = self.states.load(id)?;
         match self.states.status(&state)? {
-            Status::Created | Status::Running => {
-                self.call::<PauseContainer>(&state, &named(id)).map(drop)
-            }
+            Status::Created | Status::Running => self.call::<PauseContainer>(&state, &named(id)).map(drop),
             Status::Paused => Err(Error::invalid_state(format!("container {id:?} is paused already"))),
             Status::Creating | Status::Stopped => Err(not_running(id)),
         }
@@ -306,6 +304,9 @@ impl Airlock {
     }
 
     fn wait_init(&self, state: &State) -> Result<i32> {
+        if self.states.status(state)? == Status::Creating {
+            return Err(Error::invalid_state(format!("container {:?} is still being created", state.id)));
+        }
         let asked = if state.loader.is_alive() {
             let waited =
                 self.states.connect(state).and_then(|mut client| client.call::<cm::Wait>(&state.id, &[]));

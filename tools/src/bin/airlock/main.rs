@@ -146,12 +146,16 @@ enum Parsed<T> {
 }
 
 fn try_parse<T: FromArgMatches>(parser: clap::Command, words: Vec<OsString>) -> Result<Parsed<T>> {
+    let name = parser.get_bin_name().unwrap_or("airlock").to_owned();
     let parser = parser.no_binary_name(true).args_override_self(true);
     let result = parser.try_get_matches_from(words).and_then(|matches| T::from_arg_matches(&matches));
     match result {
         Ok(args) => Ok(Parsed::Args(args)),
         Err(e) if e.kind() == clap::error::ErrorKind::DisplayHelp => Ok(Parsed::Help(e.to_string())),
-        Err(e) => Err(Error::invalid_argument(usage_message(&e.to_string()))),
+        Err(e) => {
+            let wrong = usage_message(&e.to_string());
+            Err(Error::invalid_argument(format!("{wrong} ('{name} --help' explains)")))
+        }
     }
 }
 
