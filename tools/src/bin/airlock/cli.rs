@@ -175,10 +175,10 @@ pub struct ContainerArgs {
     /// Write the container's pid to this file
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
-    /// Use chroot where pivot_root cannot work (root filesystem on the initial ramdisk)
+    /// Accepted and not needed: where pivot_root cannot work (on the initial ramdisk), chroot is used anyway
     #[arg(long)]
     pub no_pivot: bool,
-    /// Keep the caller's session keyring
+    /// Accepted without effect: a container always gets a session keyring of its own
     #[arg(long)]
     pub no_new_keyring: bool,
     /// Hand N more descriptors to the container, numbers 3 to N+2 (after $LISTEN_FDS)
@@ -222,7 +222,7 @@ pub struct RunArgs {
     /// Keep the container's state after it has ended
     #[arg(long)]
     pub keep: bool,
-    /// Do not adopt the container's orphans while waiting
+    /// Accepted and not needed: airlock never adopts a container's orphans
     #[arg(long)]
     pub no_subreaper: bool,
 }
@@ -330,8 +330,8 @@ pub struct ExecArgs {
     /// Execute the program behind this descriptor instead of the file that COMMAND names
     #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(0..))]
     pub exec_fd: Option<i32>,
-    /// Run in a cgroup below the container's (repeatable)
-    #[arg(long, value_name = "[CONTROLLER:]CGROUP")]
+    /// Not supported: a program always runs in its container's cgroup
+    #[arg(long, value_name = "[CONTROLLER:]CGROUP", hide = true)]
     pub cgroup: Vec<String>,
     /// Allow a paused container: the program runs once it is resumed
     #[arg(long)]
