@@ -102,7 +102,9 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
         (start.handlers)(&loader),
         ServerOptions { allowed_uids: start.args.allowed_uids.clone(), grace, ..ServerOptions::default() },
     );
+    let (answering, answered) = crossbeam_channel::bounded::<Infallible>(0);
     let boot = Boot {
+        answering,
         socket: start.socket,
         loader: loader.clone(),
         server: server.clone(),
@@ -116,6 +118,9 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
     std::thread::Builder::new().name("boot".to_owned()).stack_size(512 << 10).spawn(move || boot.run())?;
 
     let status = watch(&loader, &server, &start.exits, &signals, listener.as_ref())?;
+    // A short-lived program may be over before the parent has heard that it was started. Nothing is ever sent: the
+    // boot thread drops its end when it has answered.
+    let _ = answered.recv();
     loader.end_subcontainers();
     if let Some(file) = exit_file {
         write_last_words(file, &loader, status);
@@ -126,6 +131,7 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
 }
 
 struct Boot {
+    answering: crossbeam_channel::Sender<Infallible>,
     socket: UnixStream,
     loader: Arc<Loader>,
     server: Server,
@@ -138,28 +144,30 @@ struct Boot {
 }
 
 impl Boot {
-    fn run(self) {
-        let loader = self.loader.clone();
-        let Ok(socket) = self.socket.try_clone() else { process::exit_now(1) };
-        if let Err(error) = self.create_and_serve() {
-            let _ = binary::send(&socket, &BootReply::Failed(error), &[]);
+    fn run(mut self) {
+        if let Err(error) = self.create() {
+            let _ = binary::send(&self.socket, &BootReply::Failed(error), &[]);
             // Without a root container there is no sandbox. The spawner sees the loader go and ends the rest.
-            if let Ok(root) = loader.root()
+            if let Ok(root) = self.loader.root()
                 && let Some(init) = root.init()
             {
                 let _ = init.signal(libc::SIGKILL);
             }
             process::exit_now(1)
         }
+        drop(self.answering);
+        let _ = self.server.serve_blocking(self.socket);
     }
 
-    fn create_and_serve(self) -> Result<()> {
+    fn create(&mut self) -> Result<()> {
         if self.hold {
             binary::send(&self.socket, &BootReply::Held, &[])?;
             super::hold::wait_for_continue(&self.socket)?;
         }
         let root = self.loader.root()?;
-        let prepared = self.loader.prepare(&root, self.spec_text, self.spec, &self.bundle, self.parts)?;
+        let (text, spec) = (std::mem::take(&mut self.spec_text), std::mem::take(&mut self.spec));
+        let parts = std::mem::take(&mut self.parts);
+        let prepared = self.loader.prepare(&root, text, spec, &self.bundle, parts)?;
         if self.autostart {
             self.loader.start(&root)?;
         }
@@ -171,10 +179,7 @@ impl Boot {
             has_seccomp_listener: prepared.listener.is_some(),
         };
         // A parent that is gone by now would leave a sandbox that nobody knows of.
-        binary::send(&self.socket, &reply, &fds)?;
-        drop(prepared);
-        let _ = self.server.serve_blocking(self.socket);
-        Ok(())
+        binary::send(&self.socket, &reply, &fds)
     }
 }
 
@@ -275,8 +280,8 @@ fn drop_privileges() -> Result<()> {
     process::capset(own & KEPT, own & KEPT, 0)?;
     process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)?;
     loader_filter()
-    .install()
-    .map_err(|e| Error::from(e).context("installing the loader's seccomp filter"))?;
+        .install()
+        .map_err(|e| Error::from(e).context("installing the loader's seccomp filter"))?;
     Ok(())
 }
 
