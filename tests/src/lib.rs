@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![allow(missing_docs, clippy::unwrap_used, clippy::missing_panics_doc)]
 
+pub mod bench;
 pub mod bundle;
 pub mod leaks;
 pub mod wait;
