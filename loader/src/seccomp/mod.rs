@@ -43,13 +43,14 @@ pub struct Program {
 #[derive(Debug, Clone, Copy)]
 pub struct Options<'a> {
     /// Calls that the caller itself makes between installing the filter and handing over the listener: a profile
-    /// that sends them to the listener would make the start hang, so it is refused. runc refuses `write`.
+    /// that sends them to the listener would make the start hang, so it is refused. By default `write`, as in runc,
+    /// and `sendmsg`, by which our inits hand it over.
     pub notify_refused: &'a [&'a str],
 }
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Self { notify_refused: &["write"] }
+        Self { notify_refused: &["write", "sendmsg"] }
     }
 }
 
