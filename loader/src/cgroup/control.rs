@@ -7,7 +7,7 @@ use nix::dir::{Dir as ReadDir, Type};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{self, Signal};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::Pid;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -42,6 +42,14 @@ pub(super) fn ids(dir: BorrowedFd<'_>, file: &str) -> Result<Vec<i32>> {
     all.sort_unstable();
     all.dedup();
     Ok(all)
+}
+
+/// The ids of all processes in the cgroup and below, sorted, as the caller's pid namespace shows them.
+///
+/// # Errors
+/// As reading control files; a removed cgroup is empty.
+pub fn processes(dir: BorrowedFd<'_>) -> Result<Vec<i32>> {
+    ids(dir, "cgroup.procs")
 }
 
 /// Calls `f` for the cgroup and then for every cgroup below it.
@@ -86,6 +94,14 @@ pub fn children(dir: BorrowedFd<'_>) -> Result<Vec<String>> {
         }
     }
     Ok(names)
+}
+
+/// Whether the cgroup is frozen, of v1 (`freezer.state`) or with `v2` files.
+///
+/// # Errors
+/// As reading control files.
+pub fn is_frozen(dir: BorrowedFd<'_>, v2: bool) -> Result<bool> {
+    frozen(dir, v2)
 }
 
 /// Freezes or thaws, and returns when all processes have stopped (or may run).
@@ -201,8 +217,12 @@ pub fn wait_event(dir: BorrowedFd<'_>, wanted: &str, deadline: Instant) -> Resul
 }
 
 /// Sends SIGKILL to every process of the cgroup and below; none can fork its way out. Does not wait for their
-/// end. A frozen cgroup is thawed, as the killed could not die otherwise.
-pub(super) fn kill_all(dir: BorrowedFd<'_>, v2: bool) -> Result<()> {
+/// end. A frozen cgroup is thawed, as the killed could not die otherwise. The cgroup is one of v1's freezer, or has
+/// `v2` files.
+///
+/// # Errors
+/// [`Kind::Permission`] when a process may not be killed.
+pub fn kill(dir: BorrowedFd<'_>, v2: bool) -> Result<()> {
     if v2 {
         match Dir(dir).write("cgroup.kill", "1") {
             Ok(()) => return Ok(()),
@@ -216,23 +236,31 @@ pub(super) fn kill_all(dir: BorrowedFd<'_>, v2: bool) -> Result<()> {
     let mut result = Ok(());
     for _ in 0..KILL_ROUNDS {
         let pids = ids(dir, "cgroup.procs")?;
-        for pid in &pids {
-            match kill(Pid::from_raw(*pid), Signal::SIGKILL) {
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(e) => {
-                    result = Err(Error::new(
-                        if e == Errno::EPERM { Kind::Permission } else { Kind::Failure },
-                        format!("cgroup: killing process {pid}: {}", e.desc()),
-                    ));
-                }
-            }
-        }
+        result = kill_each(&pids);
         if froze.is_ok() || pids.is_empty() || result.is_err() {
             break;
         }
         std::thread::sleep(Duration::from_micros(200));
     }
     thaw_below(dir, v2)?;
+    result
+}
+
+/// Sends SIGKILL to each of `pids`; those that are gone do not matter.
+///
+/// # Errors
+/// [`Kind::Permission`] for the last one that may not be killed; the others are.
+pub fn kill_each(pids: &[i32]) -> Result<()> {
+    let mut result = Ok(());
+    for pid in pids.iter().filter(|p| **p > 0) {
+        match signal::kill(Pid::from_raw(*pid), Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(e) => {
+                let kind = if e == Errno::EPERM { Kind::Permission } else { Kind::Failure };
+                result = Err(Error::new(kind, format!("cgroup: killing process {pid}: {}", e.desc())));
+            }
+        }
+    }
     result
 }
 

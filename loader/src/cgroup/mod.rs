@@ -174,7 +174,7 @@ impl Cgroup {
     /// # Errors
     /// [`Kind::Permission`] when one may not be killed.
     pub fn kill(&self) -> Result<()> {
-        control::kill_all(self.leaf(), self.leaf_is_v2())
+        control::kill(self.leaf(), self.leaf_is_v2())
     }
 
     /// What the container has used, and its limits.

@@ -76,7 +76,7 @@ impl Drop for Scratch {
         let dir = self.open();
         let v2 = self.0.join("cgroup.freeze").exists();
         if v2 || self.0.join("freezer.state").exists() {
-            let _ = control::kill_all(dir.as_fd(), v2);
+            let _ = control::kill(dir.as_fd(), v2);
         }
         let deadline = Instant::now() + Duration::from_secs(5);
         while !remove_tree(parent.as_fd(), &name).unwrap() && Instant::now() < deadline {

@@ -1,0 +1,284 @@
+//! The cgroups of a container on the parent side: found, made, limited, watched and removed by path.
+//!
+//! A [`Manager`] is a description that is kept in the state file. It is planned first (nothing is made, but it is
+//! known what will be), saved, and then made, so that a `create` that is killed in between leaves nothing that the
+//! next command cannot find. What a sandbox may do with its cgroups it does through descriptors, see
+//! [`airlock_loader::cgroup`].
+//!
+//! ```text
+//! v1, in every hierarchy:  <path>                      limits; loader and spawner (join `tasks`)
+//!     freezer also:        <path>/airlock-<cid>        the container's processes
+//! v2:                      <path>                      limits, device program; no processes
+//!                          <path>/airlock-sandbox      loader and spawner (root containers only)
+//!                          <path>/airlock-<cid>        the container's processes; limits again, for programs
+//!                                                      that look themselves up
+//! ```
+#![forbid(unsafe_code)]
+
+mod donate;
+pub mod hierarchy;
+mod live;
+mod make;
+mod open;
+pub mod path;
+mod remove;
+
+pub use make::Created;
+pub use open::{OpenedCgroup, OpenedDir};
+
+use airlock_loader::cgroup::leaf_name;
+use airlock_loader::cgroup::resources::{self, apply_dir};
+use airlock_wire::error::{Error, Kind, Result};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
+use serde::{Deserialize, Serialize};
+use std::os::fd::AsFd;
+use std::path::{Component, Path, PathBuf};
+
+/// The v2 cgroup of loader and spawner below the container's: inner nodes of v2 hold no processes.
+pub const SANDBOX_LEAF: &str = "airlock-sandbox";
+
+/// How cgroups are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// The container is the root container of a sandbox, whose loader and spawner live in the same cgroup.
+    pub sandbox: bool,
+    /// User and group ids that the sandbox's root has on the host, when it is in a user namespace: they get the
+    /// files through which processes join and freeze.
+    pub owner: Option<(u32, u32)>,
+}
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        Self { sandbox: true, owner: None }
+    }
+}
+
+/// The cgroups of one container. The default has none: everything succeeds and finds nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manager {
+    /// The container's id: names the leaf.
+    cid: String,
+    /// Pure v2: one hierarchy.
+    v2: bool,
+    /// The container's directories. In v1 the one with the leaf comes first.
+    hierarchies: Vec<Hierarchy>,
+    /// Directories that this container made or is about to make, the outermost of each hierarchy first; leaves not
+    /// counted. Only these are removed.
+    made: Vec<PathBuf>,
+    /// Everything is made. Until then only what is marked by a leaf is taken for this container's.
+    complete: bool,
+}
+
+/// A container's directory in one hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hierarchy {
+    /// As it is called below `/sys/fs/cgroup` (`cpu,cpuacct`, `systemd`); empty in a pure v2 tree.
+    pub name: String,
+    /// Where the hierarchy is mounted.
+    pub mount: PathBuf,
+    /// The container's cgroup, an absolute path on the host.
+    pub path: PathBuf,
+    /// The container's processes are in a leaf below.
+    pub leaf: bool,
+    /// Has the files of v2 (`cgroup.freeze`) rather than those of v1 (`tasks`).
+    pub v2_files: bool,
+}
+
+impl Manager {
+    /// Plans the cgroups of container `id` as its spec and the command line want them. Nothing is made.
+    ///
+    /// # Errors
+    /// See [`Self::plan_path`].
+    pub fn plan(spec: &Spec, id: &str, systemd: bool) -> Result<Self> {
+        let path = spec.linux().as_ref().and_then(|l| l.cgroups_path().as_deref());
+        Self::plan_path(id, path, systemd)
+    }
+
+    /// Plans the cgroups of container `cid` at `cgroups_path` (see [`path::locate`]). Nothing is made.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] for a bad path; [`Kind::InvalidState`] when the cgroup exists and has processes or
+    /// is frozen; [`Kind::Unsupported`] when no hierarchy is mounted, or `systemd` is asked for and does not run.
+    pub fn plan_path(cid: &str, cgroups_path: Option<&Path>, systemd: bool) -> Result<Self> {
+        if systemd && !Path::new("/run/systemd/system").exists() {
+            return Err(Error::unsupported(
+                "--systemd-cgroup: systemd does not run here (/run/systemd/system is missing); leave the option out \
+                 and give linux.cgroupsPath as a path",
+            ));
+        }
+        let place = path::locate(cid, cgroups_path, systemd, nix::unistd::geteuid().is_root())?;
+        let (v2, found) = hierarchy::find(&place)?;
+        let hierarchies = found
+            .into_iter()
+            .enumerate()
+            .map(|(index, (mount, path))| Hierarchy {
+                name: if v2 { String::new() } else { mount.name },
+                mount: mount.point,
+                path,
+                leaf: index == 0,
+                v2_files: mount.v2,
+            })
+            .collect();
+        let mut manager = Self { cid: cid.to_owned(), v2, hierarchies, ..Self::default() };
+        manager.made = make::missing(&manager)?;
+        Ok(manager)
+    }
+
+    /// Plans and makes the directories. Limits are not set yet: see [`Self::apply_new`].
+    ///
+    /// # Errors
+    /// As [`Self::plan_path`]; mkdir(2). On error nothing is left.
+    pub fn create(
+        cid: &str,
+        cgroups_path: Option<&Path>,
+        systemd: bool,
+        options: CreateOptions,
+    ) -> Result<(Self, Created)> {
+        let mut manager = Self::plan_path(cid, cgroups_path, systemd)?;
+        let created = manager.make_dirs(options)?;
+        Ok((manager, created))
+    }
+
+    /// The container's directories.
+    pub fn hierarchies(&self) -> &[Hierarchy] {
+        &self.hierarchies
+    }
+
+    /// True for a pure v2 tree.
+    pub fn v2(&self) -> bool {
+        self.v2
+    }
+
+    /// Checks a description that came from a file: later steps trust its paths.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] for paths that are not plain and absolute, or not below their mount.
+    pub fn check(&self) -> Result<()> {
+        let bad = |path: &Path| {
+            Err(Error::invalid_argument(format!(
+                "the container's state names {path:?}, which is no cgroup path"
+            )))
+        };
+        if self.hierarchies.is_empty() {
+            return Ok(());
+        }
+        leaf_name(&self.cid)?;
+        for h in &self.hierarchies {
+            if !is_plain(&h.mount) || !is_plain(&h.path) || h.path == h.mount || !h.path.starts_with(&h.mount)
+            {
+                return bad(&h.path);
+            }
+        }
+        for made in &self.made {
+            let fits =
+                |h: &Hierarchy| h.path.starts_with(made) && made != &h.mount && made.starts_with(&h.mount);
+            if !is_plain(made) || !self.hierarchies.iter().any(fits) {
+                return bad(made);
+            }
+        }
+        Ok(())
+    }
+
+    /// The name of the container's leaf.
+    fn leaf(&self) -> Result<String> {
+        leaf_name(&self.cid)
+    }
+
+    /// Sets the limits of a new container, and its device rules also when the spec has none: everything but the
+    /// default devices is denied then.
+    ///
+    /// # Errors
+    /// The first limit that is refused, naming file and value.
+    pub fn apply_new(&self, given: Option<&LinuxResources>) -> Result<()> {
+        let mut all = given.cloned().unwrap_or_default();
+        let has_devices =
+            self.v2 || self.hierarchies.iter().any(|h| h.name.split(',').any(|c| c == "devices"));
+        if all.devices().is_none() && has_devices {
+            all.set_devices(Some(Vec::new()));
+        }
+        self.apply(&all)
+    }
+
+    /// Sets limits; what is not given stays as it is. `devices`, given as a list, replaces all device rules.
+    ///
+    /// # Errors
+    /// The first limit that is refused, naming file and value; earlier ones stay set.
+    pub fn apply(&self, given: &LinuxResources) -> Result<()> {
+        self.check()?;
+        if self.hierarchies.is_empty() {
+            return Ok(());
+        }
+        if self.v2 {
+            for h in &self.hierarchies {
+                let dir = open::open_dir(&h.path)?;
+                let at = |e: Error| e.context(h.path.display());
+                apply_dir(true, "", dir.as_fd(), given).map_err(at)?;
+                self.apply_to_leaf(h, given).map_err(at)?;
+            }
+            return Ok(());
+        }
+        resources::check_v1(self.hierarchies.iter().map(|h| h.name.as_str()), given)?;
+        let needed = resources::needed_v1(given);
+        for h in &self.hierarchies {
+            if h.name.split(',').any(|c| needed.contains(&c)) {
+                let dir = open::open_dir(&h.path)?;
+                apply_dir(false, &h.name, dir.as_fd(), given).map_err(|e| e.context(h.path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Repeats the limits that programs look up in their own cgroup. They hold from above already: a leaf without the
+    /// controller is no error.
+    fn apply_to_leaf(&self, h: &Hierarchy, given: &LinuxResources) -> Result<()> {
+        let leaf = match open::open_dir(&h.path.join(self.leaf()?)) {
+            Ok(leaf) => leaf,
+            Err(e) if e.kind == Kind::NoSuchEntity => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        match apply_dir(true, "", leaf.as_fd(), &resources::for_leaf(given)) {
+            Err(e) if e.kind == Kind::Unsupported => {
+                log::debug!("limits are not repeated in the container's leaf: {e}");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// As [`Self::apply`], for `update` of a container that runs.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn update(&self, given: &LinuxResources) -> Result<()> {
+        self.apply(given)
+    }
+}
+
+fn is_plain(path: &Path) -> bool {
+    let mut components = path.components();
+    components.next() == Some(Component::RootDir) && components.all(|c| matches!(c, Component::Normal(_)))
+}
+
+/// Whether the spec mounts cgroups into a container that has no cgroup namespace of its own: then the parent has to
+/// donate mounts of the container's cgroups.
+pub fn needs_mounts(spec: &Spec) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
+    let own = namespaces
+        .is_some_and(|all| all.iter().any(|n| n.typ() == LinuxNamespaceType::Cgroup && n.path().is_none()));
+    let kind = |m: &oci_spec::runtime::Mount| matches!(m.typ().as_deref(), Some("cgroup" | "cgroup2"));
+    !own && spec.mounts().as_ref().is_some_and(|all| all.iter().any(kind))
+}
+
+/// Who the container's root is on the host, if the spec makes a user namespace.
+pub fn owner_of(spec: &Spec) -> Option<(u32, u32)> {
+    let linux = spec.linux().as_ref()?;
+    let host = |maps: &Option<Vec<oci_spec::runtime::LinuxIdMapping>>| {
+        maps.as_ref()?.iter().find(|m| m.container_id() == 0 && m.size() > 0).map(|m| m.host_id())
+    };
+    let namespaces = linux.namespaces().as_ref()?;
+    let user = namespaces.iter().any(|n| n.typ() == LinuxNamespaceType::User);
+    Some((host(linux.uid_mappings())?, host(linux.gid_mappings())?)).filter(|_| user)
+}
+
+#[cfg(test)]
+mod tests;
