@@ -109,7 +109,7 @@ pub struct Events {
 impl Events {
     pub(super) fn new(state: State, interval: Duration) -> Result<Self> {
         let process = state.process().open();
-        let oom_kills = state.cgroup.stats()?.memory.oom_kill;
+        let oom_kills = state.cgroup.stats()?.memory.oom_kills;
         Ok(Self { state, process, interval, next: Instant::now(), oom_kills, untold: 0 })
     }
 
@@ -117,7 +117,7 @@ impl Events {
     fn look(&mut self) {
         // Once the container is deleted its cgroup has nothing to say any more.
         if let Ok(stats) = self.state.cgroup.stats() {
-            let now = stats.memory.oom_kill;
+            let now = stats.memory.oom_kills;
             self.untold += now.saturating_sub(self.oom_kills);
             self.oom_kills = now;
         }
