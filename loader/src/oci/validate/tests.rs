@@ -111,7 +111,7 @@ fn everything_that_is_honoured_is_accepted() {
 
 #[test]
 fn what_runtimes_generate_is_accepted() {
-    for text in [RUNC_SPEC, CRUN_SPEC] {
+    for text in [RUNC_SPEC, CRUN_SPEC, PODMAN_RUN] {
         let spec: Spec = serde_json::from_str(text).expect("a configuration");
         validate(&spec).expect("is valid");
     }
@@ -523,5 +523,101 @@ proptest! {
 
 /// What `runc spec` of runc 1.1 writes.
 const RUNC_SPEC: &str = include_str!("../../../../tests/data/config-runc-spec.json");
+/// What podman 4.3 writes for `run` with limits, a device, a sysctl and its default seccomp profile.
+const PODMAN_RUN: &str = include_str!("../../../../tests/data/config-podman-run.json");
 /// What `crun spec` of crun 1.8 writes.
 const CRUN_SPEC: &str = include_str!("../../../../tests/data/config-crun-spec.json");
+
+/// `docs/OCI.md` lists every item of the spec, and names tests that exist.
+mod documentation {
+    use super::*;
+    use std::path::{Path, PathBuf};
+
+    fn workspace() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    }
+
+    fn page() -> String {
+        std::fs::read_to_string(workspace().join("docs/OCI.md")).expect("docs/OCI.md")
+    }
+
+    /// What stands between backticks.
+    fn code(page: &str) -> Vec<&str> {
+        page.split('`').skip(1).step_by(2).collect()
+    }
+
+    fn sources(dir: &Path, all: &mut String) {
+        for entry in std::fs::read_dir(dir).expect("a directory").map(|e| e.expect("an entry").path()) {
+            if entry.is_dir() {
+                sources(&entry, all);
+            } else if entry.extension().is_some_and(|e| e == "rs") {
+                all.push_str(&std::fs::read_to_string(&entry).unwrap_or_default());
+            }
+        }
+    }
+
+    #[test]
+    fn its_tests_exist() {
+        let page = page();
+        let mut all = String::new();
+        for dir in ["loader/src", "tools/src", "controller/src", "tests"] {
+            sources(&workspace().join(dir), &mut all);
+        }
+        let named: Vec<_> = code(&page).into_iter().filter(|c| c.contains("::")).collect();
+        assert!(named.len() > 60, "only {} tests are named", named.len());
+        for name in named {
+            let function = name.rsplit("::").next().unwrap_or(name);
+            assert!(
+                all.contains(&format!("fn {function}(")),
+                "docs/OCI.md names {name}, which does not exist"
+            );
+        }
+    }
+
+    #[test]
+    fn no_item_is_missing() {
+        let page = page();
+        let items = code(&page);
+        let known = |key: &str| items.iter().any(|item| item.rsplit(['.', ' ']).next() == Some(key));
+        let spec = full();
+        let mut keys: Vec<&String> = Vec::new();
+        for pointer in [
+            "",
+            "/process",
+            "/process/user",
+            "/root",
+            "/mounts/3",
+            "/hooks",
+            "/linux",
+            "/linux/resources",
+            "/linux/seccomp",
+        ] {
+            keys.extend(spec.pointer(pointer).and_then(Value::as_object).expect("an object").keys());
+        }
+        let parts = [
+            "memory",
+            "cpu",
+            "pids",
+            "blockIO",
+            "linux",
+            "mounts",
+            "hooks",
+            "root",
+            "user",
+            "resources",
+            "seccomp",
+            "network",
+            "syscalls",
+        ];
+        for key in keys.into_iter().filter(|key| !parts.contains(&key.as_str())) {
+            let listed = known(key) || items.iter().any(|item| item.ends_with(&format!("[].{key}")));
+            assert!(listed, "docs/OCI.md does not list {key}");
+        }
+        for group in ["memory", "cpu", "pids", "blockIO", "network"] {
+            assert!(
+                items.iter().any(|item| item.starts_with(&format!("{group}."))),
+                "docs/OCI.md lacks {group}"
+            );
+        }
+    }
+}
