@@ -254,3 +254,6 @@ pub fn recv<T: DeserializeOwned>(stream: &UnixStream) -> Result<(T, Vec<OwnedFd>
     }
     Ok((codec::decode(&frame.body)?, frame.fds))
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,3 +73,6 @@ fn decoding(what: &str, e: &DecodeError) -> Error {
     };
     Error::new(Kind::Serde, format!("decoding {what}: {why}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,8 @@ pub mod binary;
 pub mod client;
 pub mod codec;
 pub mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod json;
 pub mod method;
 mod reader;

@@ -26,6 +26,8 @@ crate::methods! {
     Panic: Empty => Empty;
     /// Waits for the first descriptor.
     Wait: Empty => u32, fds "in: one";
+    /// Takes a structure that holds any JSON.
+    Spec: crate::api::airlock::ExecRequest => bool;
     /// Takes a descriptor twice.
     Greedy: Empty => Empty, fds "in: one";
 }
@@ -63,6 +65,7 @@ fn server(options: ServerOptions) -> (Server, mpsc::Receiver<()>) {
         call.wait_readable(fd.as_fd())?;
         Ok(7)
     });
+    registry.on::<Spec>(|_, arg| Ok(arg.process.0.is_some()));
     registry.on::<Greedy>(|call, _| {
         call.take_fd(0)?;
         call.take_fd(0)?;
@@ -384,6 +387,20 @@ fn broken_json_gets_an_answer_and_the_connection_is_closed() {
         say(br#"{"ARG":"x","Method":"Test.Echo","new":[1,{}]}"#),
         r#"{"success":true,"err":"","result":"x"}"#
     );
+}
+
+#[test]
+fn the_deepest_json_fits_on_a_connections_stack() {
+    let _leaks = LeakCheck::new();
+    let (server, _waiting) = server(ServerOptions::default());
+    for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
+        let nested = |n| open.repeat(n) + "0" + &close.repeat(n);
+        let request = |n| format!(r#"{{"method":"Test.Spec","arg":{{"process":{}}}}}"#, nested(n));
+        let answer = exchange(&server, request(124).as_bytes());
+        assert_eq!(answer, br#"{"success":true,"err":"","result":true}"#);
+        let answer = exchange(&server, request(127).as_bytes());
+        assert!(answer.starts_with(br#"{"success":false"#));
+    }
 }
 
 #[test]
