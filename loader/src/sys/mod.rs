@@ -2,6 +2,8 @@
 
 pub mod backtrace;
 pub mod bpf;
+pub mod idmap;
+pub mod loopdev;
 pub mod misc;
 pub mod mount;
 pub mod process;
