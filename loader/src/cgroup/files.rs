@@ -20,6 +20,13 @@ pub trait Files {
     fn read(&self, file: &str) -> std::result::Result<String, Errno>;
     /// Writes `value` with one `write(2)`, as cgroupfs wants it.
     fn write(&self, file: &str, value: &str) -> std::result::Result<(), Errno>;
+    /// Writes each of `values` to `file` in turn. The error has the index of the value that failed.
+    fn write_each(&self, file: &str, values: &[String]) -> std::result::Result<(), (usize, Errno)> {
+        values
+            .iter()
+            .enumerate()
+            .try_for_each(|(index, value)| self.write(file, value).map_err(|e| (index, e)))
+    }
     /// Whether `file` exists.
     fn exists(&self, file: &str) -> bool;
 }
@@ -47,6 +54,15 @@ impl Files for Dir<'_> {
     fn write(&self, file: &str, value: &str) -> std::result::Result<(), Errno> {
         let fd = self.open(file, OFlag::O_WRONLY)?;
         write_once(fd.as_fd(), value)
+    }
+
+    fn write_each(&self, file: &str, values: &[String]) -> std::result::Result<(), (usize, Errno)> {
+        if values.is_empty() {
+            return Ok(());
+        }
+        let fd = self.open(file, OFlag::O_WRONLY).map_err(|e| (0, e))?;
+        let write = |(index, value): (usize, &String)| write_once(fd.as_fd(), value).map_err(|e| (index, e));
+        values.iter().enumerate().try_for_each(write)
     }
 
     fn exists(&self, file: &str) -> bool {

@@ -3,7 +3,7 @@
 
 use super::path::Location;
 use airlock_wire::error::{Error, Result};
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 use std::path::{Path, PathBuf};
 
 /// Where hierarchies are mounted by convention.
@@ -176,31 +176,51 @@ fn directory(mount: &Mount, place: &Location, own: Option<&Path>) -> PathBuf {
     }
 }
 
+/// The hierarchies where convention has them, found without reading a mount table of any length: v2 on
+/// `/sys/fs/cgroup`, or every v1 hierarchy of the kernel in a directory of its name. `None` when one is not there.
+fn conventional() -> Result<Option<Hierarchies>> {
+    let kind = |path: &Path| statfs(path).map(|s| s.filesystem_type()).ok();
+    let mount = |name: &str, named, v2, point: PathBuf| Mount {
+        name: name.to_owned(),
+        named,
+        v2,
+        root: PathBuf::from("/"),
+        point,
+    };
+    let root = Path::new(CONVENTIONAL);
+    if kind(root) == Some(CGROUP2_SUPER_MAGIC) {
+        return Ok(Some(Hierarchies {
+            v2: true,
+            mounts: vec![mount("unified", false, true, root.to_owned())],
+        }));
+    }
+    let text = read_proc("/proc/self/cgroup")?;
+    let mut mounts = Vec::new();
+    for line in text.lines().filter(|l| !l.starts_with("0::")) {
+        let Some(controllers) = line.split(':').nth(1) else { return Ok(None) };
+        let (name, named) = controllers.strip_prefix("name=").map_or((controllers, false), |n| (n, true));
+        let point = root.join(name);
+        if name.contains('/') || kind(&point) != Some(CGROUP_SUPER_MAGIC) {
+            return Ok(None);
+        }
+        mounts.push(mount(name, named, false, point));
+    }
+    let complete = mounts.iter().any(|m| m.name.split(',').any(|c| c == "freezer"));
+    if complete { Hierarchies::choose(mounts).map(Some) } else { Ok(None) }
+}
+
 /// Finds the directories of `place`: whether the machine is pure v2, and for each hierarchy the mount and the
 /// directory.
 ///
 /// # Errors
 /// As [`Hierarchies::choose`]; `/proc` is not readable.
 pub fn find(place: &Location) -> Result<(bool, Vec<(Mount, PathBuf)>)> {
-    if matches!(place, Location::Root(_))
-        && statfs(CONVENTIONAL).is_ok_and(|s| s.filesystem_type() == CGROUP2_SUPER_MAGIC)
-    {
-        // The usual pure v2 machine, without reading a mount table of any length.
-        let mount = Mount {
-            name: "unified".into(),
-            named: false,
-            v2: true,
-            root: "/".into(),
-            point: CONVENTIONAL.into(),
-        };
-        let dir = directory(&mount, place, None);
-        return Ok((true, vec![(mount, dir)]));
-    }
-    let hierarchies = Hierarchies::of_this_machine()?;
-    let own = match place {
-        Location::Root(_) => Vec::new(),
-        Location::Own(_) => parse_own(&read_proc("/proc/self/cgroup")?),
+    let (hierarchies, own) = match place {
+        Location::Root(_) => (conventional()?, Vec::new()),
+        // Which part of a hierarchy is mounted matters here.
+        Location::Own(_) => (None, parse_own(&read_proc("/proc/self/cgroup")?)),
     };
+    let hierarchies = hierarchies.map_or_else(Hierarchies::of_this_machine, Ok)?;
     let with_dir = |mount: Mount| {
         let own = own.iter().find(|(name, _)| *name == mount.name).map(|(_, path)| path.as_path());
         let dir = directory(&mount, place, own);

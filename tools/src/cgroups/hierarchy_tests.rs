@@ -92,3 +92,21 @@ fn places() {
     // Mounted from outside this cgroup namespace.
     assert_eq!(at("/../..", Location::Own("a".into()), "/"), "a");
 }
+
+#[test]
+fn shortcut_finds_what_the_mount_table_says() {
+    let Ok(Some(short)) = conventional() else {
+        return eprintln!(
+            "skipped: shortcut_finds_what_the_mount_table_says needs cgroups where they usually are"
+        );
+    };
+    let long = Hierarchies::of_this_machine().unwrap();
+    assert_eq!(short.v2, long.v2);
+    let points = |h: &Hierarchies| {
+        let mut all: Vec<_> = h.mounts.iter().map(|m| (m.name.clone(), m.point.clone())).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(points(&short), points(&long));
+    assert_eq!(short.mounts[0].name, long.mounts[0].name);
+}

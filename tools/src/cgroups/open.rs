@@ -4,7 +4,7 @@
 use super::{Manager, SANDBOX_LEAF};
 use airlock_loader::cgroup::is_cgroup_fs;
 use airlock_loader::sys::mount;
-use airlock_wire::error::{Error, Kind, Result};
+use airlock_wire::error::{Error, Result};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
@@ -27,7 +27,7 @@ pub struct OpenedCgroup {
 pub struct OpenedDir {
     /// As the hierarchy is called below `/sys/fs/cgroup`; empty in a pure v2 tree.
     pub name: String,
-    /// The directory: the container's leaf where there is one, else its cgroup. It is reached through a detached
+    /// The directory: the container's leaf where there is one, else its cgroup. It was reached through a detached
     /// mount of the container's cgroup: `..` does not lead out of that.
     pub dir: OwnedFd,
     /// Writing `0` there moves a process of the sandbox into the cgroup.
@@ -36,11 +36,38 @@ pub struct OpenedDir {
 
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
 
+/// A detached mount of a cgroup directory. It is private: what is mounted on it later must not appear on the host,
+/// where `/sys/fs/cgroup` is often shared.
+fn clone_mount(path: &Path) -> std::result::Result<OwnedFd, Errno> {
+    let clone = mount::open_tree(AT_FDCWD, path, mount::OPEN_TREE_CLONE | mount::AT_SYMLINK_NOFOLLOW)?;
+    let private = mount::MountAttr { propagation: Some(mount::Propagation::Private), ..Default::default() };
+    mount::mount_setattr(clone.as_fd(), &private, false)?;
+    Ok(clone)
+}
+
+/// Opens a cgroup directory so that `..` does not lead out of it: a descriptor of a directory in the host's own mount
+/// would let a sandbox climb to the host's root.
+fn bounded(path: &Path) -> Result<OwnedFd> {
+    match clone_mount(path) {
+        Ok(clone) if is_cgroup_fs(clone.as_fd())? => Ok(clone),
+        Ok(_) => Err(not_cgroup(path)),
+        Err(e @ (Errno::EPERM | Errno::ENOSYS)) => {
+            log::debug!("cgroup {} is donated without a mount of its own: {}", path.display(), e.desc());
+            open_dir(path)
+        }
+        Err(e) => Err(explain(path, e)),
+    }
+}
+
+fn not_cgroup(path: &Path) -> Error {
+    Error::invalid_argument(format!("{} is not on a cgroup file system", path.display()))
+}
+
 /// Opens a cgroup directory on the host and makes sure that it is one.
 pub(super) fn open_dir(path: &Path) -> Result<OwnedFd> {
     let fd = openat(AT_FDCWD, path, DIRECTORY, Mode::empty()).map_err(|e| explain(path, e))?;
     if !is_cgroup_fs(fd.as_fd())? {
-        return Err(Error::invalid_argument(format!("{} is not on a cgroup file system", path.display())));
+        return Err(not_cgroup(path));
     }
     Ok(fd)
 }
@@ -63,31 +90,19 @@ impl Manager {
     /// `with_mounts` detached mounts to attach inside the container.
     ///
     /// # Errors
-    /// [`Kind::NoSuchEntity`] when a directory is gone, [`Kind::Permission`] when it belongs to another user.
+    /// [`airlock_wire::error::Kind::NoSuchEntity`] when a directory is gone,
+    /// [`airlock_wire::error::Kind::Permission`] when it belongs to another user.
     pub fn open(&self, with_join: bool, with_mounts: bool) -> Result<OpenedCgroup> {
         self.check()?;
         let mut opened = OpenedCgroup { v2: self.v2, ..OpenedCgroup::default() };
-        for h in &self.hierarchies {
-            let own = open_dir(&h.path)?;
-            // A descriptor of a directory in the host's own mount would let a sandbox climb to the host's root.
-            let bounded = match mount::clone_tree(own.as_fd(), false) {
-                Ok(clone) => clone,
-                Err(e @ (Errno::EPERM | Errno::ENOSYS)) => {
-                    log::debug!(
-                        "cgroup {} is donated without a mount of its own: {}",
-                        h.path.display(),
-                        e.desc()
-                    );
-                    own.try_clone()?
-                }
-                Err(e) => return Err(Error::from(e).context(format!("open_tree {}", h.path.display()))),
-            };
+        let mut stack = Stack(Vec::with_capacity(self.hierarchies.len()));
+        // The leaf's hierarchy comes last and thus on top: from there `..` must lead to the leaf's own parent.
+        for h in self.hierarchies.iter().rev() {
+            let bounded = stack.push(bounded(&h.path)?);
             let open = |name: &str, flags: OFlag| {
-                openat(&bounded, name, flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())
+                openat(bounded, name, flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())
                     .map_err(|e| explain(&h.path.join(name), e))
             };
-            let inner = if h.leaf { self.leaf()? } else { ".".to_owned() };
-            let dir = open(&inner, DIRECTORY)?;
             let join = match (with_join, h.v2_files) {
                 (false, _) => None,
                 // Not `cgroup.procs`: in v1 that costs a grace period of several milliseconds.
@@ -97,15 +112,38 @@ impl Manager {
                 }
                 (true, true) => Some(open("cgroup.procs", OFlag::O_WRONLY)?),
             };
+            let leaf = if h.leaf { Some(self.leaf()?) } else { None };
+            let dir = open(leaf.as_deref().unwrap_or("."), DIRECTORY)?;
             if with_mounts {
-                let on_host = if h.leaf { open_dir(&h.path.join(&inner))? } else { own };
-                let clone = mount::clone_tree(on_host.as_fd(), false);
-                opened.mounts.push(clone.map_err(|e| {
-                    Error::new(Kind::Permission, format!("open_tree {}: {}", h.path.display(), e.desc()))
-                })?);
+                let path = leaf.map_or_else(|| h.path.clone(), |leaf| h.path.join(leaf));
+                opened.mounts.push(clone_mount(&path).map_err(|e| explain(&path, e))?);
             }
             opened.dirs.push(OpenedDir { name: h.name.clone(), dir, join });
         }
+        opened.dirs.reverse();
+        opened.mounts.reverse();
         Ok(opened)
+    }
+}
+
+/// Detached mounts, one on top of the other where the kernel can do that (Linux 6.15), so that giving them up costs
+/// one grace period and not one each: together that would be milliseconds on a busy machine.
+struct Stack(Vec<OwnedFd>);
+
+impl Stack {
+    fn push(&mut self, mount: OwnedFd) -> &OwnedFd {
+        if let Some(below) = self.0.last() {
+            // Older kernels refuse; then each goes on its own.
+            let _ = mount::attach(mount.as_fd(), below.as_fd());
+        }
+        self.0.push(mount);
+        &self.0[self.0.len() - 1]
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // The lowest holds all others.
+        while self.0.pop().is_some() {}
     }
 }

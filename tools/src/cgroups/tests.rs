@@ -487,16 +487,43 @@ fn pure_v2_inside() {
     }
 }
 
+/// Run by [`shared_mounts`] where all mounts are shared, as systemd has them.
+#[test]
+#[ignore = "run by shared_mounts in a mount namespace of its own"]
+fn shared_mounts_inside() {
+    let table = || fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = table();
+    assert!(before.lines().any(|l| l.contains(" shared:") && l.contains(" - cgroup ")), "{before}");
+    let (cid, path) = unique();
+    let container = make(&cid, &path);
+    let opened = container.0.open(true, true).unwrap();
+    assert_eq!(table(), before);
+    drop(opened);
+    assert_eq!(table(), before);
+}
+
+#[test]
+fn shared_mounts() {
+    if can_make("shared_mounts") {
+        inside("shared_mounts_inside", &["-m", "--propagation", "shared"], "true");
+    }
+}
+
 #[test]
 fn pure_v2() {
-    if !can_make("pure_v2") {
-        return;
+    if can_make("pure_v2") {
+        inside("pure_v2_inside", &["-m"], "mount -t cgroup2 none /sys/fs/cgroup");
     }
-    let script = "mount -t cgroup2 none /sys/fs/cgroup && exec \"$0\" --ignored --exact --nocapture \"$1\"";
-    let test = format!("{}::pure_v2_inside", module_path!().split_once("::").unwrap().1);
+}
+
+/// Runs an ignored test in other namespaces.
+fn inside(test: &str, unshare: &[&str], prepare: &str) {
+    let script = format!("{prepare} && exec \"$0\" --ignored --exact --nocapture \"$1\"");
+    let test = format!("{}::{test}", module_path!().split_once("::").unwrap().1);
     let program = std::env::current_exe().unwrap();
-    let output = Command::new("unshare").args(["-m", "sh", "-c", script]).arg(program).arg(test).output();
-    let Ok(output) = output else { return eprintln!("skipped: pure_v2 needs unshare(1)") };
+    let output =
+        Command::new("unshare").args(unshare).args(["sh", "-c", &script]).arg(program).arg(test).output();
+    let Ok(output) = output else { return eprintln!("skipped: needs unshare(1)") };
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }

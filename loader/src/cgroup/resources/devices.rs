@@ -313,18 +313,22 @@ pub fn apply_v1(files: &dyn Files, rules: &[Rule]) -> Result<()> {
     };
     let keys: BTreeSet<&Key> = base.keys().chain(target.exceptions.keys()).collect();
     for (file, from, to) in [(add, &base, &target.exceptions), (remove, &target.exceptions, &base)] {
+        let mut lines = Vec::new();
         for key in &keys {
             let (from, to) = (from.get(key).unwrap_or(&0), to.get(key).unwrap_or(&0));
             if to & !from != 0 {
-                write_rule(files, file, &key.text(to & !from))?;
+                lines.push(key.text(to & !from));
             }
         }
+        files.write_each(file, &lines).map_err(|(index, e)| {
+            refused(lines.get(index).map(String::as_str).unwrap_or_default(), file, e)
+        })?;
     }
     Ok(())
 }
 
-fn write_rule(files: &dyn Files, file: &str, rule: &str) -> Result<()> {
-    files.write(file, rule).map_err(|e| match e {
+fn refused(rule: &str, file: &str, errno: Errno) -> Error {
+    match errno {
         Errno::EPERM => Error::new(
             Kind::Permission,
             format!(
@@ -333,7 +337,7 @@ fn write_rule(files: &dyn Files, file: &str, rule: &str) -> Result<()> {
             ),
         ),
         e => explain(&format!("writing {rule:?} to {file}"), file, e),
-    })
+    }
 }
 
 #[cfg(test)]
