@@ -368,7 +368,7 @@ impl Airlock {
     /// `container does not exist`; `container not running`; the kernel refuses a value.
     pub fn update(&self, id: &str, resources: &LinuxResources) -> Result<()> {
         let _lock = self.states.lock(id)?;
-        let mut state = self.alive(id)?;
+        let state = self.alive(id)?;
         state.cgroup.update(resources)?;
         self.states.save(&state)
     }

@@ -46,8 +46,8 @@ pub enum Event {
 }
 
 impl Event {
-    /// The event as a line of `events`: `{"type","id","data"}`.
-    pub fn to_json(&self, id: &str) -> Value {
+    /// The event as a line of `events`, without the newline: `{"type","id","data"}`.
+    pub fn to_line(&self, id: &str) -> String {
         #[derive(Serialize)]
         struct Line<'a> {
             r#type: &'a str,
@@ -59,8 +59,8 @@ impl Event {
             Event::Stats(stats) => Line { r#type: "stats", id, data: Some(stats.to_json()) },
             Event::Oom => Line { r#type: "oom", id, data: None },
         };
-        // It consists of strings and JSON.
-        serde_json::to_value(line).unwrap_or_default()
+        // It consists of strings and JSON, which always encode.
+        serde_json::to_string(&line).unwrap_or_default()
     }
 }
 
@@ -198,13 +198,14 @@ mod tests {
         let mut stats = Stats::default();
         stats.cgroup.pids.current = 3;
         stats.network_interfaces = interfaces("\n\nlo: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n");
-        let json = Event::Stats(Box::new(stats)).to_json("c1");
-        assert_eq!((json["type"].as_str(), json["id"].as_str()), (Some("stats"), Some("c1")));
+        let line = Event::Stats(Box::new(stats)).to_line("c1");
+        assert!(line.starts_with(r#"{"type":"stats","id":"c1","data":{"#) && !line.contains('\n'), "{line}");
+        let json: Value = serde_json::from_str(&line).unwrap();
         for key in ["cpu", "memory", "pids", "blkio", "hugetlb", "network_interfaces"] {
             assert!(json["data"].get(key).is_some(), "no {key}");
         }
         assert_eq!(json["data"]["pids"]["current"], 3);
         assert_eq!(json["data"]["network_interfaces"][0]["RxBytes"], 1);
-        assert_eq!(Event::Oom.to_json("c1"), serde_json::json!({"type": "oom", "id": "c1"}));
+        assert_eq!(Event::Oom.to_line("c1"), r#"{"type":"oom","id":"c1"}"#);
     }
 }

@@ -16,8 +16,6 @@ pub struct Global {
     pub args: GlobalArgs,
     /// Folder of the container states, absolute.
     pub root: PathBuf,
-    /// Name of the command that runs.
-    pub command: &'static str,
 }
 
 impl Global {
@@ -25,7 +23,7 @@ impl Global {
     ///
     /// # Errors
     /// `--rootless=true`; an empty `--root`.
-    pub fn new(args: GlobalArgs, command: &'static str) -> Result<Self> {
+    pub fn new(args: GlobalArgs) -> Result<Self> {
         if args.rootless == Rootless::True {
             return Err(Error::unsupported(
                 "--rootless=true: running without root comes later; run airlock as root with --rootless=false",
@@ -41,7 +39,7 @@ impl Global {
                 .map_err(|e| Error::from(e).context(format!("--root {}", root.display())))?,
             None => default_root(),
         };
-        Ok(Self { args, root, command })
+        Ok(Self { args, root })
     }
 
     /// The containers below the state directory.

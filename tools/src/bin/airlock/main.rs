@@ -96,7 +96,14 @@ fn dispatch(
             match try_parse::<cli::$args>(parser, rest)? {
                 Parsed::Args(args) => {
                     logging::init(&global_args, $name)?;
-                    commands::$module::run(&Global::new(global_args, $name)?, args)
+                    let global = Global::new(global_args)?;
+                    log::debug!(
+                        "{} {}: state directory {}",
+                        $name,
+                        env!("CARGO_PKG_VERSION"),
+                        global.root.display()
+                    );
+                    commands::$module::run(&global, args)
                 }
                 Parsed::Help(text) => output::print(&text).map(|()| ExitCode::SUCCESS),
             }

@@ -17,11 +17,15 @@ pub fn run(global: &Global, args: EventsArgs) -> Result<ExitCode> {
     let airlock = global.airlock()?;
     if args.stats {
         let stats = Event::Stats(Box::new(airlock.stats(&args.id)?));
-        output::print_json_line(&stats.to_json(&args.id))?;
+        print(&stats, &args.id)?;
     } else {
         for event in airlock.events(&args.id, args.interval)? {
-            output::print_json_line(&event?.to_json(&args.id))?;
+            print(&event?, &args.id)?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn print(event: &Event, id: &str) -> Result<()> {
+    output::print(&(event.to_line(id) + "\n"))
 }
