@@ -106,6 +106,9 @@ pub struct State {
     pub terminal: bool,
     /// Its cgroups.
     pub cgroup: crate::cgroups::Manager,
+    /// Directories on the host that hold its overlay layers.
+    #[serde(default)]
+    pub filestores: Vec<PathBuf>,
     /// Hooks to run once the program is started.
     pub poststart: Vec<Hook>,
     /// Hooks to run once the container is deleted.

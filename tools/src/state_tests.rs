@@ -30,6 +30,7 @@ fn state(id: &str, phase: Phase) -> State {
         annotations: BTreeMap::from([("a".into(), "b".into())]),
         terminal: false,
         cgroup: crate::cgroups::Manager::default(),
+        filestores: Vec::new(),
         poststart: Vec::new(),
         poststop: Vec::new(),
         phase,

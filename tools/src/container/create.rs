@@ -6,7 +6,6 @@ use super::exec::{send_pidfd, write_pid_file};
 use super::making::{self, Answered, Making, Sockets};
 use super::{CreateOptions, check_terminal, pod};
 use crate::cgroups::Manager;
-use crate::gofer;
 use crate::hooks::{self, HookState};
 use crate::podspec::{self, Bundle, Placement};
 use crate::process::ProcessId;
@@ -66,17 +65,14 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
     let mut fds = FdList::default();
     let mut donated = making::donate_common(&mut fds, bundle.terminal(), &mut options, join)?;
     donated.cgroup = making.state.cgroup.make(spec, &mut fds, true)?;
-    let mounts = gofer::open(bundle, &options.overlay, &mut fds)?;
-    donated.gofer = mounts.gofer;
-    donated.devices = mounts.devices;
-    donated.filestores = mounts.filestores;
+    let gofer_mount_confs = making.donate_mounts(bundle, &mut options, &mut fds, &mut donated)?;
     let hold = making::early_hooks(spec).iter().any(|(_, hooks)| !hooks.is_empty());
     let args = BootArgs {
         id: id.to_owned(),
         spec: SpecJson(Some(making::config_text(bundle, options.listen_fds)?)),
         bundle: bundle.path.to_string_lossy().into_owned(),
         fds: donated,
-        gofer_mount_confs: mounts.confs,
+        gofer_mount_confs,
         listener: Some(fds.push(dir.bind_control_socket(id)?)),
         exit_file: Some(fds.push(dir.make_exit_file(id)?)),
         log: options.log.take().map(|fd| fds.push(fd)),

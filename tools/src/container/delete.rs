@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::gofer;
 use crate::hooks::{self, HookState};
 use crate::process::ProcessId;
 use crate::state::{State, StateDir, Status};
@@ -65,8 +66,8 @@ fn delete_existing(dir: &StateDir, id: &str, options: DeleteOptions) -> Result<(
     Ok(())
 }
 
-/// Kills and removes everything of a container but runs no hooks. The caller holds the lock. With `force` a cgroup that
-/// cannot be removed is only logged.
+/// Kills and removes everything of a container but runs no hooks. The caller holds the lock. With `force`, a cgroup or
+/// an overlay layer that cannot be removed is only logged.
 pub fn purge(dir: &StateDir, state: &State, force: bool) -> Result<()> {
     if state.is_subcontainer() {
         end_subcontainer(dir, state)?;
@@ -76,12 +77,13 @@ pub fn purge(dir: &StateDir, state: &State, force: bool) -> Result<()> {
             state.id, state.loader.pid, state.loader.pid
         )));
     }
-    let removed = state.cgroup.kill_all().and_then(|()| state.cgroup.remove());
-    if let Err(e) = removed {
-        if !force {
-            return Err(e);
+    let cgroup = state.cgroup.kill_all().and_then(|()| state.cgroup.remove());
+    for result in [cgroup, gofer::remove_filestores(&state.filestores)] {
+        match result {
+            Ok(()) => {}
+            Err(e) if force => log::warn!("container {}: {e}", state.id),
+            Err(e) => return Err(e),
         }
-        log::warn!("container {}: {e}", state.id);
     }
     dir.remove(&state.id)
 }

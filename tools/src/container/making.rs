@@ -6,12 +6,14 @@ use super::delete::purge;
 use super::exec::pass_list;
 use super::{CreateOptions, Stdio};
 use crate::console::ConsoleSocket;
+use crate::gofer;
 use crate::hooks::HookState;
 use crate::podspec::Bundle;
 use crate::process::ProcessId;
 use crate::sandbox::FdList;
 use crate::state::{Lock, Phase, State, StateDir, Status};
 use airlock_wire::api::boot::{ContainerFds, Namespace};
+use airlock_wire::api::types::GoferMountConf;
 use airlock_wire::error::{Error, Kind, Result};
 use oci_spec::runtime::{Hook, Hooks, Spec};
 use std::os::fd::{AsFd, OwnedFd};
@@ -35,6 +37,28 @@ impl<'a> Making<'a> {
             other => other?,
         };
         Ok(Self { dir, state, lock: Some(lock) })
+    }
+
+    /// Opens what the configuration mounts, unless the caller has, and puts it into a message.
+    pub fn donate_mounts(
+        &mut self,
+        bundle: &Bundle,
+        options: &mut CreateOptions,
+        fds: &mut FdList,
+        donated: &mut ContainerFds,
+    ) -> Result<Vec<GoferMountConf>> {
+        let mounts = match options.mounts.take() {
+            Some(opened) => opened.donate(fds),
+            None => gofer::open(bundle, &options.overlay, fds)?,
+        };
+        donated.gofer = mounts.gofer;
+        donated.devices = mounts.devices;
+        donated.filestores = mounts.filestores;
+        if !mounts.cleanup.is_empty() {
+            self.state.filestores = mounts.cleanup;
+            self.save()?;
+        }
+        Ok(mounts.confs)
     }
 
     /// Writes the state as it is now.
@@ -97,6 +121,7 @@ pub(super) fn first_state(
         annotations: spec.annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
         terminal: bundle.terminal(),
         cgroup,
+        filestores: Vec::new(),
         poststart: hooks(Hooks::poststart),
         poststop: hooks(Hooks::poststop),
         phase: Phase::Creating { by: ProcessId::current()? },

@@ -8,6 +8,7 @@
 mod create;
 mod delete;
 mod exec;
+mod host;
 mod making;
 pub mod passed;
 mod pod;
@@ -18,10 +19,12 @@ mod start;
 pub use create::{Created, create};
 pub use delete::{DeleteOptions, delete, purge};
 pub use exec::{ExecOptions, Executed, exec, write_pid_file};
+pub use host::HostCommand;
 pub use process::{ProcessFlags, ProcessObject};
 pub use run::{Outcome, run_detached, run_foreground};
 pub use start::start;
 
+use crate::gofer::Opened;
 use crate::sandbox::SandboxOptions;
 use airlock_wire::error::{Error, Result};
 use std::os::fd::OwnedFd;
@@ -97,6 +100,9 @@ pub struct CreateOptions {
     pub allowed_uids: Vec<u32>,
     /// Overlay over root filesystem and mounts, in gVisor's form (`root:memory`).
     pub overlay: Option<String>,
+    /// Mounts that the caller has opened already: the root filesystem, then those that the configuration's mounts need,
+    /// in its order. Without them, they are opened as the configuration says.
+    pub mounts: Option<Opened>,
     /// Which program becomes the sandbox.
     pub sandbox: SandboxOptions,
     /// How a subcontainer's proxy is made.

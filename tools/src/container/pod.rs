@@ -7,7 +7,6 @@ use super::create::Created;
 use super::exec::{launch, send_pidfd, write_pid_file};
 use super::making::{self, Answered, Making, Sockets};
 use crate::cgroups::Manager;
-use crate::gofer;
 use crate::hooks::{self, HookState};
 use crate::podspec::{self, Bundle};
 use crate::process::ProcessId;
@@ -57,16 +56,13 @@ pub(super) fn create(
     let mut fds = FdList::default();
     let mut donated = making::donate_common(&mut fds, bundle.terminal(), &mut options, join)?;
     donated.cgroup = making.state.cgroup.make(spec, &mut fds, false)?;
-    let mounts = gofer::open(bundle, &options.overlay, &mut fds)?;
-    donated.gofer = mounts.gofer;
-    donated.devices = mounts.devices;
-    donated.filestores = mounts.filestores;
+    let gofer_mount_confs = making.donate_mounts(bundle, &mut options, &mut fds, &mut donated)?;
     let args = api::PrepareArgs {
         cid: id.to_owned(),
         spec: SpecJson(Some(making::config_text(bundle, options.listen_fds)?)),
         bundle: bundle.path.to_string_lossy().into_owned(),
         fds: donated,
-        gofer_mount_confs: mounts.confs,
+        gofer_mount_confs,
     };
     let mut client = dir.connect(&making.state)?;
     let reply = client.call::<api::PrepareSubcontainer>(&args, &fds.as_fds())?;

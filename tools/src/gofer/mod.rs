@@ -77,6 +77,21 @@ pub struct Opened {
     pub cleanup: Vec<PathBuf>,
 }
 
+impl Opened {
+    /// Puts it into a message's descriptor list.
+    pub fn donate(self, fds: &mut FdList) -> Donated {
+        let mut gofer = vec![fds.push(self.rootfs)];
+        gofer.extend(self.mounts.into_iter().map(|fd| fds.push(fd)));
+        Donated {
+            gofer,
+            devices: self.devices.into_iter().map(|(path, fd)| (path, fds.push(fd))).collect(),
+            filestores: self.filestores.into_iter().map(|fd| fds.push(fd)).collect(),
+            confs: self.confs,
+            cleanup: self.cleanup,
+        }
+    }
+}
+
 /// What [`open`] put into a message.
 #[derive(Debug)]
 pub struct Donated {
@@ -99,19 +114,12 @@ pub struct Donated {
 pub fn open(bundle: &Bundle, overlay: &Option<String>, fds: &mut FdList) -> Result<Donated> {
     let options = GoferOptions {
         overlay: overlay.as_deref().unwrap_or("none").parse()?,
-        hints: PodMountHints::from_spec(&bundle.spec)?,
+        // Nobody keeps a shared tmpfs between two commands; the host's directory is shared all the same.
+        hints: PodMountHints::from_spec(&bundle.spec)?.without_pod_tmpfs(),
         ..Default::default()
     };
     let opened = open_all(&bundle.path, &bundle.spec, &options)?;
-    let mut gofer = vec![fds.push(opened.rootfs)];
-    gofer.extend(opened.mounts.into_iter().map(|fd| fds.push(fd)));
-    Ok(Donated {
-        gofer,
-        devices: opened.devices.into_iter().map(|(path, fd)| (path, fds.push(fd))).collect(),
-        filestores: opened.filestores.into_iter().map(|fd| fds.push(fd)).collect(),
-        confs: opened.confs,
-        cleanup: opened.cleanup,
-    })
+    Ok(opened.donate(fds))
 }
 
 /// Opens what `spec` wants of the host. Relative paths start at `bundle`. Nothing is attached anywhere, and on error

@@ -64,7 +64,9 @@ pub fn run(global: &Global, args: DoArgs) -> Result<ExitCode> {
 fn volume(text: &str) -> Result<(PathBuf, PathBuf, bool)> {
     let parts: Vec<&str> = text.split(':').collect();
     match parts.as_slice() {
-        [host, guest] if !host.is_empty() && !guest.is_empty() => Ok(((*host).into(), (*guest).into(), false)),
+        [host, guest] if !host.is_empty() && !guest.is_empty() => {
+            Ok(((*host).into(), (*guest).into(), false))
+        }
         [host, guest, mode @ ("ro" | "rw")] if !host.is_empty() && !guest.is_empty() => {
             Ok(((*host).into(), (*guest).into(), *mode == "ro"))
         }
