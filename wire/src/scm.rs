@@ -2,12 +2,12 @@
 //!
 //! The only unsafe code of this crate. Receiving calls recvmsg(2) itself: `sendfd` receives without
 //! `MSG_CMSG_CLOEXEC` and hides truncation, and `nix` withholds the descriptors of a truncated message, which are
-//! installed all the same and would leak.
+//! installed all the same and would leak. Sending goes through `nix`: `sendfd` passes no flags, so that a peer that
+//! hangs up kills a process that does not ignore `SIGPIPE` (a C program that embeds this, or a fuzzer).
 
 use crate::error::{Error, Kind, Result};
-use nix::sys::socket::{MsgFlags, send};
-use sendfd::SendWithFd;
-use std::io;
+use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
@@ -36,9 +36,12 @@ pub fn peer_cred(stream: &UnixStream) -> Result<PeerCred> {
 
 /// Sends all of `bytes`, which may not be empty, with `fds` riding on the first byte.
 ///
-/// Blocks while the peer's buffer is full. At most [`GROUP`] descriptors; the caller keeps its own. Without
-/// descriptors no `SIGPIPE` is raised; with them the process must ignore it, as every Rust program does unless it
-/// changed that.
+/// Blocks while the peer's buffer is full. At most [`GROUP`] descriptors; the caller keeps its own. Raises no
+/// `SIGPIPE`.
+///
+/// # Errors
+/// `Disconnected` when the peer is gone, `Timeout` when the socket has a send timeout, `InvalidArgument` for too many
+/// descriptors, `Failure` otherwise.
 pub fn send_with_fds(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
     let sent = send_some(stream, bytes, fds)?;
     send_all(stream, &bytes[sent..])
@@ -55,7 +58,9 @@ pub(crate) fn send_some(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>
     for (raw, fd) in raw.iter_mut().zip(fds) {
         *raw = fd.as_raw_fd();
     }
-    retry(|| stream.send_with_fd(bytes, raw)).map_err(|e| sending(&e))
+    let (data, rights) = ([IoSlice::new(bytes)], [ControlMessage::ScmRights(raw)]);
+    retry(|| Ok(sendmsg::<()>(stream.as_raw_fd(), &data, &rights, MsgFlags::MSG_NOSIGNAL, None)?))
+        .map_err(|e| sending(&e))
 }
 
 /// Sends all of `bytes`, which may be empty.
