@@ -281,4 +281,6 @@ pub fn owner_of(spec: &Spec) -> Option<(u32, u32)> {
 }
 
 #[cfg(test)]
+mod description_tests;
+#[cfg(test)]
 mod tests;
