@@ -121,7 +121,7 @@ struct Builder<'a> {
 /// tree is gone from the namespace afterwards. Blocks only in `pre_pivot`.
 ///
 /// Order: isolation, rootfs, (root change), mounts in spec order, devices, `pre_pivot`, (root change),
-/// `rootfsPropagation`, read-only remounts, read-only paths, masked paths. The root changes early, so that nothing of
+/// read-only remounts, read-only paths, masked paths, `rootfsPropagation`. The root changes early, so that nothing of
 /// the old tree can be reached; with `createContainer` hooks it changes late, because those run programs of the host:
 /// the rootfs is then attached at `root.path` (if absolute), where such hooks look for it.
 ///
@@ -210,6 +210,9 @@ impl Builder<'_> {
         if !plain && paths::is_procfs(target.as_fd())? {
             return Err(Error::invalid_argument("the destination leads into procfs through a symbolic link"));
         }
+        if path == Path::new("/proc") && entry.kind != MountKind::Proc && !paths::is_procfs(mount.as_fd())? {
+            return Err(Error::invalid_argument("only a procfs can be mounted on /proc"));
+        }
         attach_by_type(mount.as_fd(), target.as_fd())?;
         // Whoever moves directories about meanwhile shall not get a container without what it was promised.
         let now = self.places.open(path, OFlag::O_PATH).map_err(during("looking at the new mount"))?;
@@ -255,13 +258,10 @@ impl Builder<'_> {
         set_propagation(mount, options)
     }
 
-    /// What comes when the root is the container's: propagation, read-only mounts, and the sealing of paths.
+    /// What comes when the root is the container's: read-only mounts, the sealing of paths, propagation.
     fn finish(mut self) -> Result<Built> {
         let root = self.places.root();
         let linux = self.spec.linux().as_ref();
-        if let Some(word) = linux.and_then(|l| l.rootfs_propagation().as_deref()).filter(|w| !w.is_empty()) {
-            rootfs::set_propagation(root, word)?;
-        }
         for mount in std::mem::take(&mut self.late_read_only) {
             let attr = MountAttr { set: MOUNT_ATTR_RDONLY, ..Default::default() };
             mount::mount_setattr(mount.as_fd(), &attr, false).map_err(during("making a mount read-only"))?;
@@ -272,6 +272,10 @@ impl Builder<'_> {
         if let Some(linux) = linux {
             seal::read_only_paths(&self.places, linux.readonly_paths().as_deref().unwrap_or_default())?;
             seal::masked_paths(&self.places, linux.masked_paths().as_deref().unwrap_or_default())?;
+        }
+        // After the sealing, which could copy nothing from unbindable mounts.
+        if let Some(word) = linux.and_then(|l| l.rootfs_propagation().as_deref()).filter(|w| !w.is_empty()) {
+            rootfs::set_propagation(root, word)?;
         }
         if self.devpts.is_none() {
             // A bind of the host's /dev, or of another container's.

@@ -36,24 +36,25 @@ pub fn attach(rootfs: BorrowedFd<'_>, place: &Path) -> Result<()> {
 /// With the step that failed.
 pub fn pivot(rootfs: BorrowedFd<'_>) -> Result<()> {
     let step = |what: &'static str| move |e: Errno| Error::from(e).context(what);
-    nix::unistd::fchdir(rootfs).map_err(step("entering the rootfs"))?;
+    enter(rootfs)?;
     match mount::pivot_to_current_directory() {
         Ok(()) => mount::detach_current_directory().map_err(step("dropping the old mount tree"))?,
         // The namespace's root is the initramfs, which can be covered, but not replaced.
-        Err(Errno::EINVAL) => return cover_initramfs(rootfs),
+        Err(Errno::EINVAL) => return cover(rootfs, "rootfs"),
         Err(e) => return Err(step("pivot_root to the rootfs")(e)),
     }
     nix::unistd::chdir("/").map_err(step("chdir to /"))
 }
 
-/// On the initramfs: takes down every other mount, so that nothing of the host is left to be found by whoever gets
-/// out of the chroot, and changes the root directory only.
-fn cover_initramfs(rootfs: BorrowedFd<'_>) -> Result<()> {
+/// On the initramfs (a root mount of type `kind`): takes down every other mount, so that nothing of the host but that
+/// is left to be found by whoever gets out of the chroot, and changes the root directory only.
+fn cover(rootfs: BorrowedFd<'_>, kind: &str) -> Result<()> {
     let (own, _) = mount::mount_id(rootfs)?;
     let table = std::fs::read_to_string("/proc/thread-self/mountinfo")
         .map_err(|e| Error::from(e).context("mountinfo, to take down what covers the initramfs"))?;
     let mounts: Vec<_> = table.lines().filter_map(MountLine::parse).collect();
-    let Some(base) = mounts.iter().find(|m| m.place == Path::new("/") && m.kind == "rootfs") else {
+    let Some(base) = mounts.iter().find(|m| m.place == Path::new("/") && m.kind == kind && m.id != own)
+    else {
         return Err(Error::new(
             Kind::Failure,
             "pivot_root to the rootfs: invalid argument (the present root is neither a mount of this namespace nor the initramfs)",
@@ -66,9 +67,14 @@ fn cover_initramfs(rootfs: BorrowedFd<'_>) -> Result<()> {
             Err(e) => return Err(Error::from(e).context(format!("unmounting {}", mount.place.display()))),
         }
     }
+    enter(rootfs)?;
     nix::unistd::chroot(".")?;
     nix::unistd::chdir("/")?;
     Ok(())
+}
+
+fn enter(rootfs: BorrowedFd<'_>) -> Result<()> {
+    nix::unistd::fchdir(rootfs).map_err(|e| Error::from(e).context("entering the rootfs"))
 }
 
 /// The fields of a mountinfo line (proc_pid_mountinfo(5)) that matter here.
@@ -142,6 +148,27 @@ pub fn set_read_only(root: BorrowedFd<'_>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_root_that_cannot_be_replaced_is_covered_and_emptied() {
+        use crate::init::paths::{ProcHandle, testing};
+        if !testing::root_or_skip("a_root_that_cannot_be_replaced_is_covered_and_emptied") {
+            return;
+        }
+        let text = testing::in_namespace(|| {
+            let image = testing::image();
+            let rootfs = testing::detached(image.path());
+            let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+            let lines: Vec<_> = table.lines().filter_map(MountLine::parse).collect();
+            let base = lines.iter().find(|m| m.place == Path::new("/")).unwrap();
+            attach(rootfs.as_fd(), Path::new("/")).unwrap();
+            cover(rootfs.as_fd(), &base.kind).unwrap();
+            assert!(Path::new("/var/data").exists() && !Path::new("/usr/lib").exists());
+            // Out of the chroot there is the bare root mount, as the initramfs would be.
+            String::from_utf8(ProcHandle::open().unwrap().read("thread-self/mountinfo").unwrap()).unwrap()
+        });
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
 
     #[test]
     fn mountinfo_lines_are_read() {

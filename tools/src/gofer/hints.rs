@@ -118,6 +118,14 @@ impl PodMountHints {
         self.0.iter().find(|h| h.source == source)
     }
 
+    /// Without the hints for a tmpfs that several containers share, for callers that cannot keep one: the mounts are
+    /// then ordinary binds of their source.
+    #[must_use]
+    pub fn without_pod_tmpfs(mut self) -> Self {
+        self.0.retain(|h| !(h.tmpfs && h.share == Share::Pod));
+        self
+    }
+
     /// All hints, by name.
     pub fn iter(&self) -> impl Iterator<Item = &MountHint> {
         self.0.iter()
@@ -214,6 +222,7 @@ mod tests {
         .unwrap();
         a.check_compatible(&strict).unwrap();
         assert!(all.iter().any(MountHint::should_overlay));
+        assert_eq!(all.without_pod_tmpfs().iter().map(|h| h.name.as_str()).collect::<Vec<_>>(), ["b"]);
     }
 
     #[test]

@@ -364,6 +364,7 @@ fn errors_say_what_and_where() {
             json!({"destination": "/x", "type": "tmpfs", "options": ["frob"]}),
             "tmpfs: Unknown parameter 'frob'",
         ),
+        (json!({"destination": "/proc", "type": "tmpfs"}), "only a procfs can be mounted on /proc"),
         (json!({"destination": "/proc/sys", "type": "tmpfs"}), "inside /proc"),
         (json!({"destination": "/proc/../proc/self/attr", "type": "tmpfs"}), "inside /proc"),
         (json!({"destination": "/etc/passwd", "type": "tmpfs"}), "destination: Not a directory"),
