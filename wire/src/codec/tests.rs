@@ -207,3 +207,43 @@ fn defaults_of_every_method() {
         airlock: Continue PrepareSubcontainer StartContainer PauseContainer ResumeContainer Supervise Exec Info List Methods SignalForward;
     }
 }
+
+/// The frames that docs/WIRE.md shows are what this crate sends.
+#[test]
+fn the_documents_examples_are_true() {
+    let text = include_str!("../../../docs/WIRE.md");
+    let arg = SignalArgs { cid: "web".into(), signo: 15, pid: 0, mode: 1 };
+    let request = crate::fuzzing::request("containerManager.Signal", &arg, 0);
+    let mut error = Vec::new();
+    crate::binary::begin(&mut error);
+    encode_into(&Error::no_such_entity("container \"web\" not found"), &mut error).unwrap();
+    crate::binary::finish(&mut error, crate::binary::FrameKind::Error, 0).unwrap();
+    for frame in [request, error] {
+        let hex: Vec<String> = frame.iter().map(|b| format!("{b:02x}")).collect();
+        let block: String = hex.chunks(16).map(|line| format!("    {}\n", line.join(" "))).collect();
+        assert!(text.contains(&block), "docs/WIRE.md should show:\n{block}");
+    }
+    let mut json = Vec::new();
+    json::encode_request("containerManager.Signal", &arg, &mut json).unwrap();
+    assert!(text.contains(std::str::from_utf8(&json).unwrap()));
+    for (number, kind) in [
+        Kind::Failure,
+        Kind::NoSuchEntity,
+        Kind::InvalidState,
+        Kind::InvalidArgument,
+        Kind::Serde,
+        Kind::Permission,
+        Kind::Unsupported,
+        Kind::Protocol,
+        Kind::Disconnected,
+        Kind::UnknownMethod,
+        Kind::Panic,
+        Kind::Timeout,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        assert_eq!(bytes(&kind), [number as u8]);
+        assert!(text.contains(&format!("| {number} | `{kind:?}` |")), "{kind:?}");
+    }
+}
