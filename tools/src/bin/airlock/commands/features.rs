@@ -6,9 +6,15 @@ use crate::OCI_VERSION;
 use crate::cli::FeaturesArgs;
 use crate::global::Global;
 use crate::output;
+use airlock_loader::sys::mount;
 use airlock_wire::error::Result;
+use nix::errno::Errno;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitCode;
 
 const HOOKS: &[&str] =
@@ -233,7 +239,7 @@ fn features(kernel: (u32, u32)) -> Features {
         linux: Linux {
             namespaces: NAMESPACES,
             capabilities: CAPABILITIES,
-            cgroup: Cgroup { v1: true, v2: true, systemd: true, systemd_user: false, rdma: false },
+            cgroup: Cgroup { v1: true, v2: true, systemd: true, systemd_user: false, rdma: true },
             seccomp: Seccomp {
                 enabled: true,
                 actions: ACTIONS,
@@ -255,15 +261,64 @@ fn features(kernel: (u32, u32)) -> Features {
     }
 }
 
-/// Which of several ways to the same end this kernel allows.
+/// Which of several ways to the same end this kernel allows. What cannot be tried (without root) is left out.
 fn mechanisms(kernel: (u32, u32)) -> BTreeMap<&'static str, String> {
-    let choose = |since: (u32, u32), new: &str, old: &str| if kernel >= since { new } else { old }.to_owned();
-    BTreeMap::from([
-        ("io.airlock.version", env!("CARGO_PKG_VERSION").to_owned()),
-        ("io.airlock.kernel", format!("{}.{}", kernel.0, kernel.1)),
-        ("io.airlock.overlay-layers", choose((6, 13), "descriptors", "descriptor-paths")),
-        ("io.airlock.erofs-images", choose((6, 12), "file", "loop-device")),
-    ])
+    let found = [
+        ("io.airlock.version", Some(env!("CARGO_PKG_VERSION"))),
+        ("io.airlock.cgroup", cgroup_layout()),
+        ("io.airlock.overlay-layers", overlay_layers(kernel)),
+        ("io.airlock.erofs-images", erofs_images()),
+    ];
+    found.into_iter().filter_map(|(name, value)| Some((name, value?.to_owned()))).collect()
+}
+
+fn cgroup_layout() -> Option<&'static str> {
+    let is_v2 = |path: &str| statfs(path).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    if !Path::new("/sys/fs/cgroup").is_dir() {
+        None
+    } else if is_v2("/sys/fs/cgroup") {
+        Some("v2")
+    } else if is_v2("/sys/fs/cgroup/unified") {
+        Some("hybrid")
+    } else {
+        Some("v1")
+    }
+}
+
+/// How overlayfs takes its layers: by descriptor (Linux 6.13; of mounts that are attached nowhere, 6.15), one path a
+/// layer (6.7), or all in one text.
+fn overlay_layers(kernel: (u32, u32)) -> Option<&'static str> {
+    let overlay = match mount::fsopen("overlay") {
+        Ok(overlay) => overlay,
+        Err(e) => return missing(e.errno),
+    };
+    let directory = File::open("/").ok()?;
+    if mount::fsconfig_fd(overlay.as_fd(), "lowerdir+", directory.as_fd()).is_ok() {
+        return Some(if kernel >= (6, 15) { "detached-descriptors" } else { "descriptors" });
+    }
+    let one = mount::fsconfig_string(overlay.as_fd(), "lowerdir+", "/");
+    Some(if one.is_ok() { "paths" } else { "text" })
+}
+
+/// Whether erofs reads an image file itself (Linux 6.12) or needs a loop device: it is offered a file that is no image,
+/// and finds that out only if it reads files.
+fn erofs_images() -> Option<&'static str> {
+    let erofs = match mount::fsopen("erofs") {
+        Ok(erofs) => erofs,
+        Err(e) => return missing(e.errno),
+    };
+    let tried = mount::fsconfig_string(erofs.as_fd(), "source", "/proc/self/exe")
+        .and_then(|()| mount::fsconfig_flag(erofs.as_fd(), "ro"))
+        .and_then(|()| mount::fsconfig_create(erofs.as_fd()));
+    Some(match tried {
+        Err(e) if e.errno == Errno::ENOTBLK => "loop-device",
+        _ => "file",
+    })
+}
+
+/// A file system that the kernel lacks; `None` if we may just not ask.
+fn missing(errno: Errno) -> Option<&'static str> {
+    (errno == Errno::ENODEV).then_some("unavailable")
 }
 
 /// Major and minor number of a kernel release; zeros for what cannot be read.
@@ -313,8 +368,11 @@ mod tests {
         assert_eq!(kernel_version("odd"), (0, 0));
         let old = features((5, 15));
         assert!(!old.linux.seccomp.supported_flags.contains(&"SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"));
-        assert_eq!(old.annotations["io.airlock.overlay-layers"], "descriptor-paths");
-        assert_eq!(features((6, 18)).annotations["io.airlock.overlay-layers"], "descriptors");
+        let now = features((6, 18));
+        assert!(now.linux.seccomp.supported_flags.contains(&"SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"));
+        for value in now.annotations.values() {
+            assert!(!value.is_empty());
+        }
     }
 
     #[test]
