@@ -125,7 +125,8 @@ impl ProcHandle {
         Ok(file)
     }
 
-    fn open_by_components(&self, path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+    /// What [`Self::open_file`] does where openat2(2) is missing; the caller checks what came out.
+    pub(super) fn open_by_components(&self, path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
         let (mut here, mut rest) = (None::<OwnedFd>, path);
         while let Some((name, after)) = rest.split_once('/') {
             if !name.is_empty() {

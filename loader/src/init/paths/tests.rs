@@ -163,6 +163,16 @@ fn a_private_procfs_is_verified_and_strict() {
         }
         let missing = procfs.write("sys/no/such", b"1").unwrap_err();
         assert_eq!(missing.kind, airlock_wire::error::Kind::NoSuchEntity);
+        let pid = nix::unistd::getpid();
+        for (path, good) in [
+            ("sys/kernel/ostype".to_owned(), true),
+            (format!("{pid}/status"), true),
+            (format!("{pid}/cwd/etc/passwd"), false),
+            ("self/status".to_owned(), false),
+            ("mounts".to_owned(), false),
+        ] {
+            assert_eq!(procfs.open_by_components(&path, OFlag::O_RDONLY).is_ok(), good, "{path}");
+        }
         let decoy = open("/tmp", DIRECTORY, Mode::empty()).unwrap();
         assert!(ProcHandle::from_mount(decoy).is_err());
         let inner = open("/proc/sys", DIRECTORY, Mode::empty()).unwrap();
