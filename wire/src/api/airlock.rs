@@ -17,7 +17,7 @@ crate::methods! {
     /// killed.
     Supervise: SuperviseArgs => u32;
     /// Executes a further process in a container, as the OCI `process` object describes it.
-    Exec: ExecRequest => ExecReply, fds "in: those that `fds` names; out: the console's master if there is one";
+    Exec: ExecRequest => ExecReply, fds "in: those that `fds` names; out: the console's master, then the seccomp listener, each if there is one";
     /// Describes a container.
     Info: ContainerId => ContainerInfo;
     /// Describes every container, the root container first.
@@ -98,8 +98,11 @@ pub struct ExecReply {
     pub pid: i32,
     /// Pid in the sandbox's pid namespace.
     pub sandbox_pid: i32,
-    /// A pty master is the reply's descriptor.
+    /// A pty master is the reply's first descriptor.
     pub has_console: bool,
+    /// A seccomp listener is the reply's last descriptor. The process may wait for its answer before its program is
+    /// executed.
+    pub has_seccomp_listener: bool,
 }
 
 /// A container as [`Info`] and [`List`] describe it.
