@@ -15,8 +15,10 @@ fn run_child(task: &str, fds: &[(String, OwnedFd)]) -> (bool, String) {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
         words.push(format!("{name}={}", fd.as_raw_fd()));
     }
+    let network = (task != "host-network").then_some("--net");
     let output = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--mount", "--ipc", "--net", "--pid", "--fork", "--cgroup"])
+        .args(["--user", "--map-root-user", "--mount", "--ipc", "--pid", "--fork", "--cgroup"])
+        .args(network)
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "init::mounts::tests::userns::in_a_user_namespace", "--nocapture"])
         .env(VARIABLE, words.join(";"))
@@ -124,6 +126,21 @@ fn a_donated_device_that_is_another_is_refused() {
     let (success, text) = run_child("plain", &fds);
     assert!(
         !success && text.contains("device /dev/null: the donated descriptor is another device"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_user_namespace_in_the_hosts_network_is_told_how_to_get_a_sysfs() {
+    if !root_or_skip("a_user_namespace_in_the_hosts_network_is_told_how_to_get_a_sysfs") {
+        return;
+    }
+    let image = image();
+    let mut fds = vec![("rootfs".to_owned(), detached(image.path()))];
+    fds.extend(donated_devices());
+    let (success, text) = run_child("host-network", &fds);
+    assert!(
+        !success && text.contains("mount \"/sys\" (sysfs)") && text.contains("bind mount the host's /sys"),
         "{text}"
     );
 }
