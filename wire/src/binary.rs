@@ -1,4 +1,4 @@
-//! The binary dialect: a fixed header, then a body that [`codec`](crate::codec) encodes.
+//! The binary dialect: a fixed header, then a body that [`codec`] encodes.
 //!
 //! Besides calls it carries single messages ([`send`], [`recv`]) for channels between airlock's own processes, such as
 //! the boot socket. These functions read exactly one frame and not a byte more, so that a stream may change hands

@@ -8,6 +8,8 @@
 //! - [`binary`] and [`json`]: the dialects; [`scm`]: descriptors on sockets (the only unsafe code here);
 //! - [`codec`]: the only user of bincode.
 
+#![deny(unsafe_code)]
+
 pub mod addr;
 pub mod api;
 pub mod binary;
@@ -21,6 +23,7 @@ pub mod method;
 mod reader;
 pub mod registry;
 pub mod schema;
+#[allow(unsafe_code)]
 pub mod scm;
 pub mod server;
 #[cfg(test)]

@@ -17,8 +17,8 @@ use crate::error::{Error, Kind, Result};
 use serde::{Serialize, de::DeserializeOwned};
 use std::borrow::Cow;
 
-/// Deepest nesting of objects and arrays in a message.
-pub const MAX_DEPTH: usize = 128;
+/// Deepest nesting of objects and arrays in a message: what `serde_json` takes.
+pub const MAX_DEPTH: usize = 127;
 
 /// A request that was received.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::binary::{self, FrameKind};
+use crate::json;
 
 /// Sends raw bytes, closes the sending side, and returns everything that comes back.
 fn exchange(server: &Server, bytes: &[u8]) -> Vec<u8> {
@@ -37,7 +38,7 @@ fn broken_json_gets_an_answer_and_the_connection_is_closed() {
             br#"{"method":5,"arg":null}"#,
             "json: cannot unmarshal number into Go struct field clientCall.method of type string",
         ),
-        (&b"{\"a\":".repeat(200), "nested deeper than 128"),
+        (&b"{\"a\":".repeat(200), "nested deeper than 127"),
         (&b"[".repeat(5), ""),
         (b"GET / HTTP/1.1\r\n\r\n", ""),
         (b"{\"method\":\"Test.Null\"", ""),
@@ -82,9 +83,9 @@ fn the_deepest_json_fits_on_a_connections_stack() {
     for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
         let nested = |n| open.repeat(n) + "0" + &close.repeat(n);
         let request = |n| format!(r#"{{"method":"Test.Spec","arg":{{"process":{}}}}}"#, nested(n));
-        let answer = exchange(&server, request(124).as_bytes());
+        let answer = exchange(&server, request(json::MAX_DEPTH - 2).as_bytes());
         assert_eq!(answer, br#"{"success":true,"err":"","result":true}"#);
-        let answer = exchange(&server, request(127).as_bytes());
+        let answer = exchange(&server, request(json::MAX_DEPTH - 1).as_bytes());
         assert!(answer.starts_with(br#"{"success":false"#));
     }
 }
