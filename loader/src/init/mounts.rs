@@ -258,8 +258,20 @@ impl Builder<'_> {
         set_propagation(mount, options)
     }
 
+    /// Makes `process.cwd` if the image lacks it, as runc does. Whatever else is wrong with it is told when it is entered.
+    fn make_working_directory(&self) -> Result<()> {
+        let Some(process) = self.spec.process() else { return Ok(()) };
+        let cwd = clean_destination(process.cwd());
+        if !matches!(self.places.open(&cwd, OFlag::O_PATH), Err(Errno::ENOENT)) {
+            return Ok(());
+        }
+        let context = format!("process.cwd {:?} does not exist, making it", cwd.display().to_string());
+        self.places.make(&cwd, true, false).map(drop).map_err(during(context))
+    }
+
     /// What comes when the root is the container's: read-only mounts, the sealing of paths, propagation.
     fn finish(mut self) -> Result<Built> {
+        self.make_working_directory()?;
         let root = self.places.root();
         let linux = self.spec.linux().as_ref();
         for mount in std::mem::take(&mut self.late_read_only) {

@@ -2,7 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-use super::overlay::{self, Layer, Layers, Upper};
+use super::overlay::{
+    self,
+    layers::{self, Layer, Layers, Upper},
+};
 use super::{Cleanup, LOWER_TREE, Opened, Overlay, bind, missing};
 use airlock_loader::sys::mount::{self, MOUNT_ATTR_RDONLY, MountAttr, Propagation};
 use airlock_wire::api::types::GoferMountConf;
@@ -46,7 +49,7 @@ pub fn open_host_root(overlay: Option<&Overlay>) -> Result<HostRoot> {
             };
             let layers = Layers { lowers: vec![Layer::Path(root.to_owned())], data_only: Vec::new(), upper };
             let (fd, filestore) =
-                overlay::mount(&layers, &[]).map_err(|e| e.context("the host's root as an overlay"))?;
+                layers::mount(&layers, &[]).map_err(|e| e.context("the host's root as an overlay"))?;
             filestores.extend(filestore);
             fd
         }

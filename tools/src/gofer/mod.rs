@@ -31,7 +31,7 @@ use bind::BasePropagation;
 use idmap::UserNamespaces;
 use nix::errno::Errno;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
-use overlay::{Layer, Layers};
+use overlay::layers::{self, Layer, Layers, Upper};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -308,7 +308,7 @@ impl Gofer<'_> {
             // A file has no layers: the container gets a copy in memory.
             let memory = Overlay { medium: Medium::Memory, size: overlay.size };
             self.note(LOWER_TREE, Some(&memory));
-            overlay::copy_of_file(&source)
+            layers::copy_of_file(&source)
         } else {
             self.note(LOWER_TREE, None);
             bind::clone(&source, false)
@@ -352,14 +352,14 @@ impl Gofer<'_> {
 
     fn overlaid(&mut self, lower: Layer, overlay: &Overlay, source: &Path) -> Result<OwnedFd> {
         let upper = match overlay::filestore(&overlay.medium, source)? {
-            None => overlay::Upper::Memory { size: overlay.size },
+            None => Upper::Memory { size: overlay.size },
             Some(directory) => {
                 self.cleanup.0.push(directory.clone());
-                overlay::Upper::Directory(directory)
+                Upper::Directory(directory)
             }
         };
         let (fd, filestore) =
-            overlay::mount(&Layers { lowers: vec![lower], data_only: Vec::new(), upper }, &[])?;
+            layers::mount(&Layers { lowers: vec![lower], data_only: Vec::new(), upper }, &[])?;
         self.filestores.extend(filestore);
         Ok(fd)
     }
