@@ -99,7 +99,7 @@ impl Manager {
     /// [`Kind::Permission`] when a process may not be killed.
     pub fn kill_all(&self) -> Result<()> {
         self.check()?;
-        let Some(first) = self.hierarchies.iter().find(|h| h.leaf) else { return Ok(()) };
+        let Some(first) = self.hierarchies.iter().find(|h| h.leaf && !self.disputed) else { return Ok(()) };
         // Killed before everything was made: only where our leaf is have we been.
         if !self.complete && self.open_existing(first, true)?.is_none() {
             return Ok(());

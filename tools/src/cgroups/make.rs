@@ -45,6 +45,18 @@ impl Drop for Created {
     }
 }
 
+/// Whether processes are in a leaf of this container's name or beside it.
+pub(super) fn disputed(manager: &Manager) -> Result<bool> {
+    let leaf = manager.leaf()?;
+    let marked = manager.hierarchies.iter().filter(|h| h.leaf && h.path.join(&leaf).is_dir());
+    for h in marked {
+        if !control::processes(open::open_dir(&h.path)?.as_fd())?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The directories that have to be made for a container, the outermost of each hierarchy first.
 ///
 /// # Errors
@@ -116,7 +128,7 @@ impl Manager {
     pub fn make_dirs(&mut self, options: CreateOptions) -> Result<Created> {
         self.check()?;
         let mut created = Created::default();
-        match self.make_all(options, &mut created) {
+        match self.settle().and_then(|()| self.make_all(options, &mut created)) {
             Ok(()) => {
                 self.complete = true;
                 Ok(created)
@@ -127,6 +139,15 @@ impl Manager {
                 Err(e)
             }
         }
+    }
+
+    /// Plans again what could not be planned: by now the leaf is free, or it is another's.
+    fn settle(&mut self) -> Result<()> {
+        if self.disputed {
+            self.made = missing(self)?;
+            self.disputed = false;
+        }
+        Ok(())
     }
 
     /// Whether a `create` that was killed left its cgroups: a leaf of this container's name. It is made first and

@@ -67,6 +67,10 @@ pub struct Manager {
     made: Vec<PathBuf>,
     /// Everything is made. Until then only what is marked by a leaf is taken for this container's.
     complete: bool,
+    /// When this was planned, a leaf of this container's name was in use: by what a killed `create` of ours left and
+    /// is about to end, or by a container of the same name that is not ours. Nothing is touched before that is known.
+    #[serde(default)]
+    disputed: bool,
 }
 
 /// A container's directory in one hierarchy.
@@ -120,7 +124,10 @@ impl Manager {
             })
             .collect();
         let mut manager = Self { cid: cid.to_owned(), v2, hierarchies, ..Self::default() };
-        manager.made = make::missing(&manager)?;
+        manager.disputed = make::disputed(&manager)?;
+        if !manager.disputed {
+            manager.made = make::missing(&manager)?;
+        }
         Ok(manager)
     }
 

@@ -31,7 +31,7 @@ impl Manager {
     /// As [`Self::remove`].
     pub fn remove_by(&self, deadline: Instant) -> Result<()> {
         self.check()?;
-        let Some(first) = self.hierarchies.iter().find(|h| h.leaf) else { return Ok(()) };
+        let Some(first) = self.hierarchies.iter().find(|h| h.leaf && !self.disputed) else { return Ok(()) };
         // Planned only, and our leaf was never there: another may use the place by now.
         let ours = self.complete || first.path.join(self.leaf()?).is_dir();
         // The leaf goes last: it tells a later `create` that what is still there is ours.

@@ -255,6 +255,15 @@ fn used_and_frozen_cgroups_are_refused() {
         let e = Manager::create(other, Some(&path), false, CreateOptions::default()).unwrap_err();
         assert!(e.kind == Kind::InvalidState && e.message.contains("not empty"), "{e}");
     }
+    // One of the same name, under another state directory perhaps, is planned but neither killed nor removed.
+    let mut same = Manager::plan_path(&cid, Some(&path), false).unwrap();
+    for _ in 0..2 {
+        same.kill_all().unwrap();
+        same.remove().unwrap();
+        assert!(child.try_wait().unwrap().is_none() && first.0.hierarchies().iter().all(|h| h.path.is_dir()));
+        let made = same.make_dirs(CreateOptions::default());
+        assert!(made.is_err() || same == Manager::default());
+    }
     assert!(child.try_wait().unwrap().is_none());
     first.0.kill_all().unwrap();
     child.wait().unwrap();
@@ -355,6 +364,16 @@ fn remains_of_a_killed_create_are_taken_over() {
     saved.kill_all().unwrap();
     saved.remove().unwrap();
     nothing_left(&saved);
+    // Killed, and the sandbox is still there: planned now, and made when it has gone.
+    plan.make_dirs(CreateOptions::default()).unwrap().keep();
+    let mut child = start(&plan, "exec sleep 1000");
+    let mut next = Manager::plan_path(&cid, Some(&path), false).unwrap();
+    plan.kill_all().unwrap();
+    child.wait().unwrap();
+    plan.remove().unwrap();
+    next.make_dirs(CreateOptions::default()).unwrap().keep();
+    next.remove().unwrap();
+    nothing_left(&next);
     // Killed, and the state file lost: the next container of that name removes all.
     plan.make_dirs(CreateOptions::default()).unwrap().keep();
     let container = make_over(&cid, &path);
