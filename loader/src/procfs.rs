@@ -8,7 +8,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// A detached procfs of the sandbox's pid namespace.
 #[derive(Debug)]
@@ -88,6 +88,15 @@ impl ProcFs {
         let mut bytes = Vec::new();
         File::from(fd).take(LIMIT).read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Opens the file behind `fd` (which may be an `O_PATH` descriptor) anew for reading.
+    ///
+    /// # Errors
+    /// The kernel's: the file cannot be read, or the procfs is not of this process' pid namespace.
+    pub fn reopen(&self, fd: BorrowedFd<'_>) -> Result<File> {
+        let path = format!("self/fd/{}", fd.as_raw_fd());
+        Ok(openat(&self.0, path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?.into())
     }
 
     /// `/proc/<pid>/stat`.

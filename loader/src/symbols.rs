@@ -4,9 +4,8 @@
 use crate::procfs::ProcFs;
 use airlock_wire::error::{Error, Result};
 use object::{Object, ObjectSymbol, SymbolKind};
-use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Function symbols by address, ascending.
 #[derive(Debug)]
@@ -22,9 +21,8 @@ impl Symbols {
     /// When the file is no ELF file or the memory map cannot be read.
     pub fn load(exe: &OwnedFd, procfs: &ProcFs) -> Result<Self> {
         let mut bytes = Vec::new();
-        let mut file = File::from(exe.try_clone()?);
-        std::io::Seek::rewind(&mut file)?;
-        file.read_to_end(&mut bytes)?;
+        // The donated descriptor is an O_PATH one, which cannot be read from.
+        procfs.reopen(exe.as_fd())?.read_to_end(&mut bytes)?;
         let elf =
             object::File::parse(&*bytes).map_err(|e| Error::failure(format!("airlock's own binary: {e}")))?;
         let mut functions: Vec<_> = elf
@@ -69,10 +67,14 @@ fn load_base(maps: &str, anchor: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
+    use std::os::unix::fs::OpenOptionsExt;
 
     #[test]
     fn a_function_of_this_binary_is_named() {
-        let exe: OwnedFd = File::open("/proc/self/exe").unwrap().into();
+        let path_only =
+            std::fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open("/proc/self/exe");
+        let exe: OwnedFd = path_only.unwrap().into();
         let procfs = ProcFs::new(File::open("/proc").unwrap().into());
         let symbols = Symbols::load(&exe, &procfs).unwrap();
         let name = symbols.name(load_base as *const () as usize);
