@@ -10,7 +10,7 @@ use crate::loader::{ContainerParts, DeliveryMode, Loader, LoaderConfig};
 use crate::procfs::ProcFs;
 use crate::seccomp::loader_filter;
 use crate::spawner::{Exited, Spawner};
-use crate::sys::{mount, process};
+use crate::sys::{backtrace, mount, process};
 use airlock_wire::api::boot::{BootArgs, BootReply};
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Result};
@@ -95,6 +95,7 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
         self_exe,
     }));
     let signals = SignalFd::with_flags(&forwarded_signals(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    backtrace::enable();
     drop_privileges()?;
 
     let grace = Duration::from_millis(start.args.stop_grace_ms);

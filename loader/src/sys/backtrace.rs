@@ -20,9 +20,8 @@ unsafe extern "C" {
     fn _Unwind_GetIP(context: *mut libc::c_void) -> usize;
 }
 
-fn signal_number() -> i32 {
-    libc::SIGRTMIN() + 5
-}
+/// A signal that the loader, which has no terminal, never gets and does not pass on to its container.
+const SIGNAL: i32 = libc::SIGTTOU;
 
 extern "C" fn on_frame(context: *mut libc::c_void, _: *mut libc::c_void) -> libc::c_int {
     const NO_REASON: libc::c_int = 0;
@@ -56,10 +55,10 @@ pub fn enable() {
         action.sa_sigaction = on_signal as extern "C" fn(libc::c_int) as usize;
         action.sa_flags = libc::SA_RESTART;
         libc::sigemptyset(&raw mut action.sa_mask);
-        libc::sigaction(signal_number(), &raw const action, std::ptr::null_mut());
+        libc::sigaction(SIGNAL, &raw const action, std::ptr::null_mut());
         let mut set = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, signal_number());
+        libc::sigaddset(&raw mut set, SIGNAL);
         libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
     }
 }
@@ -69,7 +68,7 @@ pub fn of_thread(tid: i32) -> Vec<usize> {
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     ASKED.store(tid, Ordering::Release);
     // SAFETY: tgkill takes integers; the signal has a handler since `enable`.
-    let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, signal_number()) };
+    let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, SIGNAL) };
     let deadline = Instant::now() + Duration::from_secs(1);
     while sent == 0 && ASKED.load(Ordering::Acquire) != 0 && Instant::now() < deadline {
         std::thread::yield_now();
