@@ -28,6 +28,9 @@ pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
         let parts = ContainerParts::take(&args.fds, &mut table)?;
         let process =
             args.process.0.ok_or_else(|| Error::invalid_argument("Airlock.Exec: process is missing"))?;
+        let parsed = serde_json::from_str(&process)
+            .map_err(|e| Error::new(Kind::Serde, format!("Airlock.Exec: process: {e}")))?;
+        airlock_loader::oci::validate::validate_process(&parsed)?;
         let request =
             ExecRequest { process, stdio: parts.stdio, tty: parts.tty, pass: parts.pass, exec: parts.exec };
         let executed = l.exec(&args.cid, request)?;
@@ -35,9 +38,10 @@ pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
             pid: executed.process.ns_pid(),
             sandbox_pid: executed.process.pid,
             has_console: executed.console.is_some(),
+            has_seccomp_listener: executed.listener.is_some(),
         };
-        if let Some(console) = executed.console {
-            call.reply_fd(console);
+        for fd in [executed.console, executed.listener].into_iter().flatten() {
+            call.reply_fd(fd);
         }
         Ok(reply)
     });

@@ -5,6 +5,7 @@
 pub mod boot;
 pub mod cgroup;
 pub mod container;
+pub mod hook;
 pub mod init;
 pub mod loader;
 pub mod oci;

@@ -47,8 +47,6 @@ pub struct LoaderConfig {
     pub id: String,
     /// Bundle of the root container, as text.
     pub bundle: String,
-    /// The loader's pid as its parent sees it.
-    pub hook_pid: i32,
     /// The sandbox is in a user namespace of its own.
     pub in_userns: bool,
     /// The containers live in somebody else's pid namespace.

@@ -34,8 +34,6 @@ pub(super) struct LoaderStart {
     pub fds: FdTable,
     pub requests: UnixStream,
     pub exits: UnixStream,
-    /// The stage tells on it what pid the loader has for its parent; only when a hook wants to know.
-    pub own_pid: Option<UnixStream>,
     pub host_pid: bool,
     pub handlers: Handlers,
 }
@@ -78,16 +76,11 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
     drop(start.fds.take_option(args.user_log)?);
     let self_exe = start.fds.take_option(args.self_exe)?;
     let parts = ContainerParts::take(&args.fds, &mut start.fds)?;
-    let hook_pid = match &start.own_pid {
-        Some(socket) => binary::recv::<i32>(socket)?.0,
-        None => 0,
-    };
     let namespaces = start.spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
     let in_userns = namespaces.is_some_and(|all| all.iter().any(|n| n.typ() == LinuxNamespaceType::User));
     let loader = Arc::new(Loader::new(LoaderConfig {
         id: args.id.clone(),
         bundle: args.bundle.clone(),
-        hook_pid,
         in_userns,
         shared_pid_namespace: start.host_pid,
         procfs: ProcFs::new(open_procfs()?),

@@ -4,6 +4,7 @@
 
 use super::run::{self, LoaderStart};
 use super::{FdTable, Handlers};
+use crate::oci::namespaces::joined;
 use crate::spawner::{self, SpawnerEnds};
 use crate::sys::{misc, mount, process};
 use airlock_wire::api::boot::{BootArgs, BootReply, Namespace};
@@ -56,10 +57,6 @@ fn stage(socket: &UnixStream, handlers: Handlers) -> Result<()> {
 
     let (spawner_requests, loader_requests) = UnixStream::pair()?;
     let (spawner_exits, loader_exits) = UnixStream::pair()?;
-    let hooks = spec.hooks().as_ref();
-    let hooks_ask = hooks.is_some_and(|h| h.create_container().is_some() || h.start_container().is_some());
-    let (pid_teller, own_pid) =
-        if hooks_ask { UnixStream::pair().map(|(a, b)| (Some(a), Some(b)))? } else { (None, None) };
     process::block_signals();
     let spawner_pidfd = match process::fork(process::ForkOptions::default())? {
         process::Forked::Child => {
@@ -86,21 +83,15 @@ fn stage(socket: &UnixStream, handlers: Handlers) -> Result<()> {
                 fds,
                 requests: loader_requests,
                 exits: loader_exits,
-                own_pid,
                 host_pid,
                 handlers,
             })
         }
-        process::Forked::Parent { pid, pidfd } => {
-            if let Some(teller) = pid_teller {
-                binary::send(&teller, &pid, &[])?;
-            }
-            binary::send(
-                socket,
-                &BootReply::Stage { loader_pid: pid },
-                &[pidfd.as_fd(), spawner_pidfd.as_fd()],
-            )
-        }
+        process::Forked::Parent { pid, pidfd } => binary::send(
+            socket,
+            &BootReply::Stage { loader_pid: pid },
+            &[pidfd.as_fd(), spawner_pidfd.as_fd()],
+        ),
     }
 }
 
@@ -115,7 +106,7 @@ fn enter_namespaces(
     let wanted = |kind: LinuxNamespaceType| {
         linux
             .and_then(|l| l.namespaces().as_ref())
-            .is_some_and(|all| all.iter().any(|n| n.typ() == kind && n.path().is_none()))
+            .is_some_and(|all| all.iter().any(|n| n.typ() == kind && joined(n).is_none()))
     };
     if !wanted(LinuxNamespaceType::Mount) {
         return Err(Error::unsupported(
@@ -126,8 +117,10 @@ fn enter_namespaces(
     let (sandbox_level, container_level): (Vec<_>, Vec<_>) =
         std::mem::take(&mut args.fds.join).into_iter().partition(|(kind, _)| *kind != Namespace::Cgroup);
     args.fds.join = container_level;
+    let mut foreign_user_namespace = false;
     for (kind, fd) in sandbox_level {
         host_pid |= kind == Namespace::Pid;
+        foreign_user_namespace |= kind == Namespace::User;
         let fd = fds.take(fd)?;
         process::setns(fd.as_fd(), 0)
             .map_err(|e| Error::from(e).context(format!("joining {kind:?} namespace")))?;
@@ -137,6 +130,9 @@ fn enter_namespaces(
             .map_err(|e| Error::from(e).context("making a user namespace"))?;
         binary::send(socket, &BootReply::MapIds { pid: nix::unistd::getpid().as_raw() }, &[])?;
         let (_, _): ((), _) = binary::recv(socket)?;
+        foreign_user_namespace = true;
+    }
+    if foreign_user_namespace {
         process::set_groups(&[]).or_else(|e| if e == nix::errno::Errno::EPERM { Ok(()) } else { Err(e) })?;
         process::set_uid_gid(0, 0)
             .map_err(|e| Error::from(e).context("becoming root of the user namespace (is id 0 mapped?)"))?;

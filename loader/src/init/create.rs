@@ -11,9 +11,10 @@ use crate::sys::{misc, process};
 use airlock_wire::api::boot::Namespace;
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Result};
-use oci_spec::runtime::{LinuxNamespaceType, LinuxPersonalityDomain, Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 pub(super) fn run(
     channel: UnixStream,
@@ -38,19 +39,7 @@ pub(super) fn run(
         }
         identity::apply_limits(process)?;
         let program = Program::resolve(process, ready.exec.take())?;
-        let listener = match &ready.seccomp {
-            // The listener has to reach its owner during create, so the filter has to be there by then.
-            Some(filter) if filter.needs_listener => {
-                if process.no_new_privileges().unwrap_or(false) {
-                    process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)?;
-                }
-                let listener =
-                    filter.install().map_err(|e| Error::from(e).context("loading seccomp filter"))?;
-                ready.seccomp = None;
-                listener
-            }
-            _ => None,
-        };
+        let listener = super::install_with_listener(&mut ready.seccomp, process)?;
         let answer = Answer::Ready {
             pid: nix::unistd::getpid().as_raw(),
             console: ready.master.is_some(),
@@ -75,16 +64,11 @@ pub(super) fn run(
     }
     let state = hook_state(&order, &ready.spec, "created");
     let start_hooks = ready.spec.hooks().as_ref().and_then(|h| h.start_container().as_ref());
-    if let Err(e) = hooks::run("startContainer", start_hooks, &state) {
+    if let Err(e) = hooks::run("startContainer", start_hooks, &state, None) {
         return Err((channel, e));
     }
     let filter = ready.seccomp;
-    let error = program.execute(&passed, || match &filter {
-        Some(filter) => {
-            filter.install().map(drop).map_err(|e| Error::from(e).context("loading seccomp filter"))
-        }
-        None => Ok(()),
-    });
+    let error = program.execute(&passed, || super::install(filter.as_ref()));
     Err((channel, error))
 }
 
@@ -159,18 +143,13 @@ fn prepare(order: &CreateOrder, mount_namespace: BorrowedFd<'_>, fds: Vec<OwnedF
                     "hooks.createContainer: a subcontainer is made inside its sandbox, where the host's programs do not exist",
                 ));
             }
-            hooks::run("createContainer", create_hooks, &hook_state(order, &spec, "created"))
+            let state = hook_state(order, &spec, "creating");
+            hooks::run("createContainer", create_hooks, &state, Some(Path::new(&order.bundle)))
         }),
     })?;
 
     write_proc(&spec, process, built.procfs)?;
-    if let Some(personality) = linux.and_then(|l| l.personality().as_ref()) {
-        let value = match personality.domain() {
-            LinuxPersonalityDomain::PerLinux => 0,
-            LinuxPersonalityDomain::PerLinux32 => 8,
-        };
-        misc::personality(value).map_err(|e| Error::from(e).context("linux.personality"))?;
-    }
+    super::apply_personality(super::personality_of(&spec))?;
     // Like runc: a container without a keyring of its own could read its neighbours' keys. Kernels without keys
     // and exhausted quotas are no reason to fail.
     let _ = misc::new_session_keyring();
@@ -210,7 +189,7 @@ fn prepare(order: &CreateOrder, mount_namespace: BorrowedFd<'_>, fds: Vec<OwnedF
         .and_then(|l| l.seccomp().as_ref())
         .map(|profile| seccomp::compile(profile, &seccomp::Options::default()))
         .transpose()
-        .map_err(|e| Error::invalid_argument(format!("linux.seccomp: {e}")))?;
+        .map_err(|e| Error::invalid_argument(e.to_string()))?;
     Ok(Prepared {
         exec: fds.exec.take(),
         stdio,
@@ -269,7 +248,8 @@ fn hook_state(order: &CreateOrder, spec: &Spec, status: &str) -> String {
         "ociVersion": spec.version(),
         "id": order.cid,
         "status": status,
-        "pid": order.hook_pid,
+        // As the container sees it: that is where these hooks run.
+        "pid": nix::unistd::getpid().as_raw(),
         "bundle": order.bundle,
         "annotations": spec.annotations().clone().unwrap_or_default(),
     })

@@ -31,30 +31,27 @@ pub(super) fn run(channel: UnixStream, order: ExecOrder, fds: Vec<OwnedFd>) -> O
                 }
                 identity::apply_affinity(ready.affinity.final_cpus.as_ref())?;
                 identity::apply_limits(&ready.process)?;
-                Program::resolve(&ready.process, ready.exec.take())
+                let program = Program::resolve(&ready.process, ready.exec.take())?;
+                let listener = super::install_with_listener(&mut ready.seccomp, &ready.process)?;
+                Ok((program, listener))
             })();
-            let program = match outcome {
-                Ok(program) => program,
+            let (program, listener) = match outcome {
+                Ok(ready) => ready,
                 Err(e) => return Err((channel, e)),
             };
             let answer = Answer::Ready {
                 pid: nix::unistd::getpid().as_raw(),
                 console: ready.master.is_some(),
-                listener: false,
+                listener: listener.is_some(),
                 devpts: false,
             };
-            let master: Vec<_> = ready.master.iter().map(AsFd::as_fd).collect();
-            if let Err(e) = binary::send(&channel, &answer, &master) {
+            let out: Vec<_> = [&ready.master, &listener].into_iter().flatten().map(AsFd::as_fd).collect();
+            if let Err(e) = binary::send(&channel, &answer, &out) {
                 return Err((channel, e));
             }
-            drop(ready.master);
+            drop((ready.master, listener));
             let filter = ready.seccomp;
-            let error = program.execute(&passed, || match &filter {
-                Some(filter) => {
-                    filter.install().map(drop).map_err(|e| Error::from(e).context("loading seccomp filter"))
-                }
-                None => Ok(()),
-            });
+            let error = program.execute(&passed, || super::install(filter.as_ref()));
             Err((channel, error))
         }
         Err(e) => Err((channel, e)),
@@ -101,6 +98,7 @@ fn prepare(order: &ExecOrder, fds: Vec<OwnedFd>) -> Result<Prepared> {
     if process.oom_score_adj().is_some() {
         super::write_oom_score(&paths::ProcHandle::open()?, process.oom_score_adj())?;
     }
+    super::apply_personality(order.personality)?;
     let terminal = process.terminal().unwrap_or(false);
     let mut master = None;
     let mut stdio = fds.stdio;

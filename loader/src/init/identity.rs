@@ -243,6 +243,9 @@ impl Program {
                 }
             }
         }
+        // The user of the container may lack the right to enter the directory that it shall start in, and root may lack
+        // it on a network file system: either will do, as in runc.
+        let entered = self.enter_cwd();
         // A group in a namespace whose setgroups is denied: only an empty list can be meant.
         let groups_denied = self.groups.is_empty();
         process::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0)?;
@@ -256,9 +259,10 @@ impl Program {
         if let Some(umask) = self.umask {
             nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(umask));
         }
-        // Before capabilities go, so that a directory only root may enter can be the working directory of a
-        // process that keeps DAC capabilities; it is entered as the final user.
-        self.enter_cwd()?;
+        match entered {
+            Err(e) if e.kind == Kind::Permission => self.enter_cwd()?,
+            other => other?,
+        }
         let limit = own & self.caps.bounding;
         let permitted = self.caps.permitted & limit;
         process::capset(self.caps.effective & permitted, permitted, self.caps.inheritable & limit)

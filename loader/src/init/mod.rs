@@ -14,11 +14,13 @@ pub mod paths;
 pub mod plan;
 pub mod rootfs;
 
-use crate::sys::process;
+use crate::seccomp;
+use crate::sys::{misc, process};
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Result};
+use oci_spec::runtime::{LinuxPersonalityDomain, Process, Spec};
 use plan::{Answer, Order};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 /// Entry point of a new process; ends by exec or exit.
@@ -48,4 +50,43 @@ fn write_oom_score(procfs: &paths::ProcHandle, value: Option<i32>) -> Result<()>
     procfs
         .write("self/oom_score_adj", value.to_string().as_bytes())
         .map_err(|e| e.context(format!("process.oomScoreAdj {value} (lowering it needs CAP_SYS_RESOURCE)")))
+}
+
+/// Installs a filter that notifies a listener, and takes it away; any other filter stays, to be installed later.
+///
+/// The listener has to be with its owner before the first call that asks it, so the filter has to be there before
+/// the loader hears that the process is ready.
+fn install_with_listener(
+    filter: &mut Option<seccomp::Program>,
+    process: &Process,
+) -> Result<Option<OwnedFd>> {
+    let Some(notifying) = filter.take_if(|filter| filter.needs_listener) else { return Ok(None) };
+    if process.no_new_privileges().unwrap_or(false) {
+        process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)?;
+    }
+    notifying.install().map_err(|e| Error::from(e).context("loading seccomp filter"))
+}
+
+fn install(filter: Option<&seccomp::Program>) -> Result<()> {
+    match filter {
+        Some(filter) => {
+            filter.install().map(drop).map_err(|e| Error::from(e).context("loading seccomp filter"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// `linux.personality` as personality(2) takes it.
+pub(crate) fn personality_of(spec: &Spec) -> Option<u64> {
+    let personality = spec.linux().as_ref()?.personality().as_ref()?;
+    Some(match personality.domain() {
+        LinuxPersonalityDomain::PerLinux => 0,
+        LinuxPersonalityDomain::PerLinux32 => 8,
+    })
+}
+
+fn apply_personality(domain: Option<u64>) -> Result<()> {
+    domain.map_or(Ok(()), |domain| {
+        misc::personality(domain).map_err(|e| Error::from(e).context("linux.personality"))
+    })
 }

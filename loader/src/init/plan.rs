@@ -81,8 +81,6 @@ pub struct CreateOrder {
     pub cgroup_v2: bool,
     /// v1 hierarchies by name.
     pub cgroup_names: Vec<String>,
-    /// Pid to tell hooks (the sandbox process as its parent sees it).
-    pub hook_pid: i32,
     /// What the descriptors are.
     pub fds: FdLayout,
 }
@@ -94,6 +92,8 @@ pub struct ExecOrder {
     pub process: String,
     /// Compiled seccomp program of the container ([`crate::seccomp::Program::to_bytes`]).
     pub seccomp: Option<Vec<u8>>,
+    /// Execution domain of the container, for personality(2).
+    pub personality: Option<u64>,
     /// What the descriptors are.
     pub fds: FdLayout,
 }

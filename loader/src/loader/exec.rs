@@ -4,12 +4,14 @@
 use super::Loader;
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Process, State, lock};
+use crate::init::personality_of;
 use crate::init::plan::{Answer, ExecOrder, FdLayout, Order};
 use crate::seccomp;
 use crate::spawner::Placement;
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Kind, Result};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 /// Ended processes whose status nobody fetched are kept up to this number for each container.
@@ -37,10 +39,15 @@ pub struct Executed {
     pub process: Arc<Process>,
     /// pty master of its terminal.
     pub console: Option<OwnedFd>,
+    /// Seccomp user-notification listener, when the container's profile asks one. The process waits at the first call
+    /// that it decides on, which may be before the program is executed: hand it on at once. Dropped, those calls fail
+    /// with `ENOSYS`.
+    pub listener: Option<OwnedFd>,
 }
 
 impl Loader {
-    /// Executes a process in container `cid`, which may be created or running. Returns when it is executed.
+    /// Executes a process in container `cid`, which may be created or running. Returns when it is executed; with a
+    /// seccomp listener, when it is about to be (what fails after that ends the process with exit status 255).
     ///
     /// # Errors
     /// `container "X" not found` / `has stopped`; the process' own failure, in the words of
@@ -82,32 +89,29 @@ impl Loader {
         fds.extend(devpts);
         fds.extend(request.exec);
         fds.extend(request.pass.into_iter().map(|(_, fd)| fd));
-        let order = Order::Exec(ExecOrder { process: request.process, seccomp, fds: layout });
+        let personality = container.spec.get().and_then(personality_of);
+        let order = Order::Exec(ExecOrder { process: request.process, seccomp, personality, fds: layout });
         let outcome = (|| {
             let mut refs: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
             refs.push(init.pidfd());
             binary::send(&channel, &order, &refs)?;
-            let (pid, has_console, out) = match binary::recv::<Answer>(&channel)? {
-                (Answer::Ready { pid, console, .. }, out) => (pid, console, out),
+            let (pid, has_console, has_listener, out) = match binary::recv::<Answer>(&channel)? {
+                (Answer::Ready { pid, console, listener, .. }, out) => (pid, console, listener, out),
                 (Answer::Failed(e), _) => return Err(e),
             };
             process.set_ns_pid(pid);
-            match binary::recv::<Answer>(&channel) {
-                // Closed on exec.
-                Err(e) if e.kind == Kind::Disconnected => {}
-                Err(e) => return Err(e),
-                Ok((Answer::Failed(e), _)) => return Err(e),
-                Ok((Answer::Ready { .. }, _)) => {
-                    return Err(Error::failure("the new process answered out of turn"));
-                }
+            if !has_listener {
+                wait_for_exec(&channel)?;
             }
             let mut life = lock(&container.life);
             forget_oldest_unclaimed(&mut life.execs);
             life.execs.insert(pid, process.clone());
-            Ok(if has_console { out.into_iter().next() } else { None })
+            let mut out = out.into_iter();
+            let console = if has_console { out.next() } else { None };
+            Ok((console, if has_listener { out.next() } else { None }))
         })();
         match outcome {
-            Ok(console) => Ok(Executed { process, console }),
+            Ok((console, listener)) => Ok(Executed { process, console, listener }),
             Err(e) => {
                 let _ = process.signal(libc::SIGKILL);
                 Err(if e.kind == Kind::Disconnected {
@@ -128,9 +132,20 @@ impl Loader {
         let program = profile
             .map(|p| seccomp::compile(p, &seccomp::Options::default()))
             .transpose()
-            .map_err(|e| Error::invalid_argument(format!("linux.seccomp: {e}")))?
+            .map_err(|e| Error::invalid_argument(e.to_string()))?
             .map(|p| p.to_bytes());
         Ok(container.seccomp.get_or_init(|| program).clone())
+    }
+}
+
+/// Waits until the process behind `channel` has executed its program, or says why not.
+fn wait_for_exec(channel: &UnixStream) -> Result<()> {
+    match binary::recv::<Answer>(channel) {
+        // Closed on exec.
+        Err(e) if e.kind == Kind::Disconnected => Ok(()),
+        Err(e) => Err(e),
+        Ok((Answer::Failed(e), _)) => Err(e),
+        Ok((Answer::Ready { .. }, _)) => Err(Error::failure("the new process answered out of turn")),
     }
 }
 

@@ -5,6 +5,7 @@ use super::{ContainerParts, Event, Loader};
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Process, State, lock};
 use crate::init::plan::{Answer, CreateOrder, FdLayout, Order};
+use crate::oci::namespaces::joined;
 use crate::spawner::{Placement, Spawned};
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Kind, Result};
@@ -247,7 +248,7 @@ impl Loader {
             namespaces.iter().find(|n| n.typ() == LinuxNamespaceType::Pid).cloned()
         });
         match entry {
-            Some(ns) if ns.path().is_none() => Ok((None, true)),
+            Some(ns) if joined(&ns).is_none() => Ok((None, true)),
             _ if container.root => Ok((None, false)),
             // By path or absent: a subcontainer shares its pod's, which is the root container's.
             _ => {
@@ -302,7 +303,6 @@ impl Loader {
             cgroup_names: cgroup
                 .map(|c| c.dirs().map(|(name, _)| name.to_owned()).collect())
                 .unwrap_or_default(),
-            hook_pid: self.config.hook_pid,
             fds: layout,
         };
         Ok((order, fds))

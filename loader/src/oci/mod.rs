@@ -1,4 +1,5 @@
 //! The rules of the OCI runtime spec: what its entries mean and which are refused.
 
 pub mod mounts;
+pub mod namespaces;
 pub mod validate;

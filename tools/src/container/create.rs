@@ -43,6 +43,7 @@ pub struct Created {
 pub fn create(dir: &StateDir, id: &str, bundle: &Bundle, options: CreateOptions) -> Result<Created> {
     check_id(id)?;
     airlock_loader::oci::validate::validate(&bundle.spec)?;
+    airlock_loader::oci::validate::validate_host(&bundle.spec)?;
     check_terminal(bundle.terminal(), !options.attached, options.console_socket.is_some())?;
     match podspec::placement(&bundle.spec, id)? {
         Placement::Sandbox => create_sandbox(dir, id, bundle, options),
@@ -81,7 +82,7 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
         user_log: options.user_log.take().map(|fd| fds.push(fd)),
         self_exe: Some(fds.push(binary)),
         host_pid: podspec::host_pid(spec),
-        autostart: options.autostart,
+        autostart: options.autostart && !sockets.has_agent(),
         hold,
         allowed_uids: std::mem::take(&mut options.allowed_uids),
         stop_grace_ms: STOP_GRACE_MS,
@@ -92,7 +93,11 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
 
     let answered =
         Answered { console: booted.console.take(), seccomp_listener: booted.seccomp_listener.take() };
+    let late_start = options.autostart && sockets.has_agent();
     let console = sockets.deliver(&making.state, booted.loader.pid, answered)?;
+    if late_start {
+        pod::start(dir, &making.state)?;
+    }
     send_pidfd(sockets.pidfd.take(), booted.loader)?;
     making.state.phase = Phase::Created;
     making.save()?;

@@ -2,20 +2,22 @@
 
 #![forbid(unsafe_code)]
 
+use super::making::SeccompAgent;
 use super::{ProxyMode, Stdio};
 use crate::console::{ConsoleSocket, Foreground, SignalBlock};
 use crate::files::write_atomically;
+use crate::podspec::Bundle;
 use crate::process::ProcessId;
 use crate::proxy::{self, Proxy, Target};
 use crate::sandbox::{FdList, SandboxOptions, protected_binary};
-use crate::state::{State, StateDir};
+use crate::state::{State, StateDir, Status};
 use crate::sys;
 use airlock_wire::api::airlock as api;
 use airlock_wire::api::boot::ContainerFds;
 use airlock_wire::api::types::{FdMapping, SpecJson};
 use airlock_wire::client::Client;
 use airlock_wire::error::{Error, Result};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// What is executed, and how it is attached.
@@ -85,34 +87,44 @@ pub fn exec(dir: &StateDir, id: &str, options: ExecOptions) -> Result<Executed> 
         api::ExecRequest { cid: id.to_owned(), process: SpecJson(Some(options.process)), fds: donated };
     let reply = client.call::<api::Exec>(&request, &fds.as_fds())?;
     drop(fds);
+    let mut passed = reply.fds;
+    let listener = if reply.value.has_seccomp_listener { passed.pop() } else { None };
+    let master = if reply.value.has_console { passed.pop() } else { None };
     let target = Target { cid: id.to_owned(), pid: reply.value.pid };
-    let master = if reply.value.has_console { reply.fds.into_iter().next() } else { None };
 
-    if let Some(path) = &options.internal_pid_file {
-        write_pid_file(path, reply.value.pid)?;
-    }
-    if !options.detach {
-        let own = ProcessId::current()?;
-        if let Some(path) = &options.pid_file {
-            write_pid_file(path, own.pid)?;
-        }
-        send_pidfd(pidfd_socket, own)?;
-        let foreground = Foreground::new(block, master)?;
-        return proxy::supervise(&target, client, signals, foreground).map(Executed::Ended);
-    }
-    if let (Some(socket), Some(master)) = (console_socket, &master) {
-        socket.send_master(master.as_fd())?;
-    }
-    drop(master);
     let proxy = Proxy { target, supervise: client, signals, exit_file: None };
-    let process = launch(proxy, options.proxy, &options.sandbox)?;
-    let finish = || {
+    let tell = |process: ProcessId| {
+        // First of all, because the process may wait for its agent.
+        if let Some(listener) = &listener {
+            send_listener(&dir.config(id)?, &state, process.pid, listener.as_fd())?;
+        }
+        if let Some(path) = &options.internal_pid_file {
+            write_pid_file(path, reply.value.pid)?;
+        }
+        if let (Some(socket), Some(master)) = (console_socket, &master) {
+            // A socket is only given when the process is detached.
+            socket.send_master(master.as_fd())?;
+        }
         send_pidfd(pidfd_socket, process)?;
         options.pid_file.as_deref().map_or(Ok(()), |path| write_pid_file(path, process.pid))
     };
-    // Killing the proxy kills the process.
-    finish().inspect_err(|_| proxy::discard(process.pid))?;
-    Ok(Executed::Detached(process))
+    if options.detach {
+        let process = launch(proxy, options.proxy, &options.sandbox)?;
+        // Killing the proxy kills the process.
+        tell(process).inspect_err(|_| proxy::discard(process.pid))?;
+        return Ok(Executed::Detached(process));
+    }
+    let told = ProcessId::current().and_then(tell);
+    let Proxy { target, supervise, mut signals, .. } = proxy;
+    if let Err(e) = told {
+        // Nobody waits for it.
+        let kill = api::SignalForwardArgs { cid: target.cid, pid: target.pid, signo: libc::SIGKILL };
+        let _ = signals.call::<api::SignalForward>(&kill, &[]);
+        return Err(e);
+    }
+    drop(listener);
+    let foreground = Foreground::new(block, master)?;
+    proxy::supervise(&target, supervise, signals, foreground).map(Executed::Ended)
 }
 
 /// Connects to the container's sandbox after making sure that the container takes processes.
@@ -132,6 +144,14 @@ fn connect_running(dir: &StateDir, state: &State, ignore_paused: bool) -> Result
         ))),
         _ => Ok(client),
     }
+}
+
+/// Sends the seccomp listener of a new process to the agent that the container's configuration names.
+fn send_listener(config: &str, state: &State, pid: i32, listener: BorrowedFd<'_>) -> Result<()> {
+    let bundle = Bundle::from_text(state.bundle.clone(), config.to_owned())?;
+    SeccompAgent::connect(&bundle.spec)?
+        .ok_or_else(|| Error::failure("the container's configuration names no listenerPath any more"))?
+        .send(state, Status::Running, pid, listener)
 }
 
 /// Names the passed descriptors by their index in the message.

@@ -16,7 +16,7 @@ use airlock_wire::api::boot::{ContainerFds, Namespace};
 use airlock_wire::api::types::GoferMountConf;
 use airlock_wire::error::{Error, Kind, Result};
 use oci_spec::runtime::{Hook, Hooks, Spec};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::SystemTime;
 
 /// A container that is being made. Dropped before [`Making::finish`], everything of it is undone.
@@ -155,21 +155,56 @@ pub(super) fn early_hooks(spec: &Spec) -> [(&'static str, &[Hook]); 2] {
 pub(super) struct Sockets {
     pub console: Option<ConsoleSocket>,
     pub pidfd: Option<ConsoleSocket>,
-    listener: Option<ConsoleSocket>,
-    listener_metadata: String,
+    agent: Option<SeccompAgent>,
 }
 
 impl Sockets {
     pub fn connect(options: &CreateOptions, spec: &Spec) -> Result<Self> {
         let connect = |path: Option<&std::path::Path>| path.map(ConsoleSocket::connect).transpose();
-        let seccomp = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
-        let listener = seccomp.and_then(|s| s.listener_path().as_deref());
         Ok(Self {
             console: connect(options.console_socket.as_deref())?,
             pidfd: connect(options.pidfd_socket.as_deref())?,
-            listener: connect(listener).map_err(|e| e.context("linux.seccomp.listenerPath"))?,
-            listener_metadata: seccomp.and_then(|s| s.listener_metadata().clone()).unwrap_or_default(),
+            agent: SeccompAgent::connect(spec)?,
         })
+    }
+
+    /// Somebody decides on system calls of the container: its program can be started only when they have the listener.
+    pub fn has_agent(&self) -> bool {
+        self.agent.is_some()
+    }
+}
+
+/// A connection to the program that decides on system calls (`linux.seccomp.listenerPath`).
+#[derive(Debug)]
+pub(super) struct SeccompAgent {
+    socket: ConsoleSocket,
+    metadata: String,
+}
+
+impl SeccompAgent {
+    /// Connects to the agent that the configuration names, if it names one.
+    pub fn connect(spec: &Spec) -> Result<Option<Self>> {
+        let seccomp = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
+        let path = seccomp.and_then(|s| s.listener_path().as_deref()).filter(|p| !p.as_os_str().is_empty());
+        let Some(path) = path else { return Ok(None) };
+        let socket = ConsoleSocket::connect(path).map_err(|e| e.context("linux.seccomp.listenerPath"))?;
+        let metadata = seccomp.and_then(|s| s.listener_metadata().clone()).unwrap_or_default();
+        Ok(Some(Self { socket, metadata }))
+    }
+
+    /// Sends the listener of process `pid` (OCI runtime config-linux.md, "The Container Process State").
+    pub fn send(self, state: &State, status: Status, pid: i32, listener: BorrowedFd<'_>) -> Result<()> {
+        let container_pid = if state.pid == 0 { pid } else { state.pid };
+        let message = serde_json::json!({
+            "ociVersion": state.oci_version,
+            "fds": [oci_spec::runtime::SECCOMP_FD_NAME],
+            "pid": pid,
+            "metadata": self.metadata,
+            "state": HookState::new(state, status, container_pid),
+        });
+        let message = serde_json::to_string(&message)
+            .map_err(|e| Error::failure(format!("encode the seccomp state: {e}")))?;
+        self.socket.send(&message, listener).map_err(|e| e.context("linux.seccomp.listenerPath"))
     }
 }
 
@@ -185,27 +220,15 @@ impl Sockets {
     /// no console socket.
     pub fn deliver(&mut self, state: &State, pid: i32, answered: Answered) -> Result<Option<OwnedFd>> {
         if let Some(fd) = answered.seccomp_listener {
-            let socket = self.listener.take().ok_or_else(|| {
+            let agent = self.agent.take().ok_or_else(|| {
                 Error::invalid_argument("linux.seccomp uses SCMP_ACT_NOTIFY but names no listenerPath")
             })?;
-            socket.send(&self.seccomp_state(state, pid)?, fd.as_fd())?;
+            agent.send(state, Status::Creating, pid, fd.as_fd())?;
         }
         match (self.console.take(), answered.console) {
             (Some(socket), Some(master)) => socket.send_master(master.as_fd()).map(|()| None),
             (_, master) => Ok(master),
         }
-    }
-
-    /// The message to a seccomp agent (OCI runtime config-linux.md, "The Container Process State").
-    fn seccomp_state(&self, state: &State, pid: i32) -> Result<String> {
-        let message = serde_json::json!({
-            "ociVersion": state.oci_version,
-            "fds": [oci_spec::runtime::SECCOMP_FD_NAME],
-            "pid": pid,
-            "metadata": self.listener_metadata,
-            "state": HookState::new(state, Status::Creating, pid),
-        });
-        serde_json::to_string(&message).map_err(|e| Error::failure(format!("encode the seccomp state: {e}")))
     }
 }
 

@@ -108,7 +108,8 @@ pub(super) fn create(
     Ok(Created { state, lock, sandbox: None, console, supervise })
 }
 
-fn start(dir: &StateDir, state: &crate::state::State) -> Result<()> {
+/// Has the program of a container executed that this process is making.
+pub(super) fn start(dir: &StateDir, state: &crate::state::State) -> Result<()> {
     let mut client = dir.connect(state)?;
     client.call::<api::StartContainer>(&api::ContainerId { cid: state.id.clone() }, &[]).map(drop)
 }

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::podspec::read_bounded;
+use crate::podspec::{leave_out_unknown_capabilities, read_bounded};
 use airlock_wire::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -46,15 +46,22 @@ impl ProcessObject {
     pub fn from_file(path: &Path, terminal: bool) -> Result<Self> {
         let text = read_bounded(path)?;
         let bad = |what: String| Error::invalid_argument(format!("{}: {what}", path.display()));
-        let mut process: Map<String, Value> =
+        let mut process: Value =
             serde_json::from_str(&text).map_err(|e| bad(format!("not an OCI process object: {e}")))?;
-        if !process.get("args").is_some_and(|a| a.as_array().is_some_and(|a| !a.is_empty())) {
+        let changed = leave_out_unknown_capabilities(&mut process);
+        let Value::Object(mut process) = process else {
+            return Err(bad("not an OCI process object: it has no fields".to_owned()));
+        };
+        if process.get("args").and_then(Value::as_array).is_none_or(Vec::is_empty) {
             return Err(bad("process.args is missing or empty: name the program".to_owned()));
         }
         let wanted = process.get("terminal").and_then(Value::as_bool).unwrap_or(false);
-        if terminal && !wanted {
+        let forced = terminal && !wanted;
+        if forced {
             process.insert("terminal".to_owned(), true.into());
-            return Self::encode(process, true);
+        }
+        if forced || changed {
+            return Self::encode(process, forced || wanted);
         }
         Ok(Self { text, terminal: wanted })
     }

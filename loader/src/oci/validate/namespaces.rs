@@ -17,7 +17,7 @@ impl<'a> Namespaces<'a> {
 
     /// Path of the namespace that is joined; `None` for a new one, or none at all.
     pub(super) fn joined(&self, kind: LinuxNamespaceType) -> Option<&'a Path> {
-        self.find(kind)?.path().as_deref().filter(|p| !p.as_os_str().is_empty())
+        crate::oci::namespaces::joined(self.find(kind)?)
     }
 
     fn find(&self, kind: LinuxNamespaceType) -> Option<&'a LinuxNamespace> {
@@ -41,7 +41,7 @@ pub(super) fn check(linux: Option<&Linux>) -> Result<Namespaces<'_>> {
                 format_args!("type {} is there twice", name(namespace.typ())),
             ));
         }
-        if let Some(path) = namespace.path().as_deref().filter(|p| !p.as_os_str().is_empty()) {
+        if let Some(path) = crate::oci::namespaces::joined(namespace) {
             absolute(format_args!("{PATH}[{i}].path"), path)?;
         }
     }
