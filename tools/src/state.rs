@@ -291,7 +291,7 @@ impl StateDir {
         check_id(id)?;
         let path = self.dir(id).join("lock");
         loop {
-            let file = match OpenOptions::new().read(true).write(true).create(true).mode(0o600).open(&path) {
+            let file = match OpenOptions::new().append(true).create(true).mode(0o600).open(&path) {
                 Ok(file) => file,
                 Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                     return Err(missing(id));

@@ -110,6 +110,10 @@ fn end_subcontainer(dir: &StateDir, state: &State) -> Result<()> {
     }
     // The proxy ends as the container ended, which its parent wants to see: it is killed only when it does not.
     let proxy = state.process();
+    if ProcessId::current().is_ok_and(|own| own == proxy) {
+        // Attached: we stand for the container ourselves.
+        return Ok(());
+    }
     if !proxy.wait(Some(Duration::from_secs(2)))? {
         kill(proxy)?;
     }
