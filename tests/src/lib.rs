@@ -8,6 +8,8 @@
 pub mod bench;
 pub mod bundle;
 pub mod leaks;
+pub mod urpc;
+pub mod oci;
 pub mod wait;
 
 pub use bundle::Bundle;

@@ -5,12 +5,11 @@
 use crate::sandbox::IdMaps;
 use crate::state::check_id;
 use crate::sys;
+use airlock_loader::oci::compat;
 use airlock_loader::oci::namespaces::joined;
 use airlock_wire::api::boot::Namespace;
 use airlock_wire::error::{Error, Result};
-use oci_spec::runtime::{Capability, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Spec};
-use serde::Deserialize;
-use serde_json::Value;
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Spec};
 use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::Read;
@@ -46,7 +45,7 @@ impl Bundle {
     /// A bundle whose configuration the caller has at hand. `path` must be absolute; relative paths in the
     /// configuration start there.
     pub fn from_text(path: PathBuf, text: String) -> Result<Self> {
-        let (text, spec) = parse(text).map_err(|e| {
+        let (text, spec) = compat::parse_spec(text).map_err(|e| {
             Error::invalid_argument(format!(
                 "{}: not an OCI configuration: {e}",
                 path.join("config.json").display()
@@ -60,44 +59,6 @@ impl Bundle {
     pub fn terminal(&self) -> bool {
         self.spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false)
     }
-}
-
-/// Parses a configuration. Capabilities that airlock does not know are left out of it, with a warning, as in runc: a
-/// newer kernel's, most likely, which an older runtime cannot give.
-fn parse(text: String) -> serde_json::Result<(String, Spec)> {
-    let error = match serde_json::from_str(&text) {
-        Ok(spec) => return Ok((text, spec)),
-        Err(e) => e,
-    };
-    // Only now the costlier way.
-    let mut config: Value = serde_json::from_str(&text)?;
-    if !config.get_mut("process").is_some_and(leave_out_unknown_capabilities) {
-        return Err(error);
-    }
-    let text = serde_json::to_string(&config)?;
-    let spec = serde_json::from_str(&text)?;
-    Ok((text, spec))
-}
-
-/// Removes names that are no capability from the five sets of an OCI process object. True if there were any.
-pub(crate) fn leave_out_unknown_capabilities(process: &mut Value) -> bool {
-    let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
-    let mut unknown = Vec::new();
-    for set in sets.into_iter().flat_map(|sets| sets.values_mut()).filter_map(Value::as_array_mut) {
-        set.retain(|name| {
-            let known = !name.is_string() || Capability::deserialize(name).is_ok();
-            if !known {
-                unknown.push(name.to_string());
-            }
-            known
-        });
-    }
-    unknown.sort();
-    unknown.dedup();
-    if !unknown.is_empty() {
-        log::warn!("process.capabilities: ignoring unknown or unavailable {}", unknown.join(", "));
-    }
-    !unknown.is_empty()
 }
 
 /// Reads a regular file of at most 16 MiB. Never blocks on a FIFO or device that a bundle may have in its place.
@@ -335,25 +296,6 @@ mod tests {
         assert_eq!(maps, IdMaps { uids: "0 100000 65536\n".into(), gids: "0 7 1\n1 9 2\n".into() });
         assert!(id_maps(&spec(r#","linux":{"namespaces":[{"type":"user"}]}"#)).is_err());
         assert_eq!(id_maps(&spec("")).unwrap(), None);
-    }
-
-    #[test]
-    fn unknown_capabilities_are_left_out_and_nothing_else() {
-        let text = r#"{"ociVersion":"1.0.2","x":7,"process":{"args":["a"],"cwd":"/","user":{"uid":0,"gid":0},
-            "capabilities":{"bounding":["CAP_KILL","CAP_FLY","CAP_FLY"],"ambient":["CAP_NONE"],"effective":null}}}"#;
-        let bundle = Bundle::from_text("/".into(), text.to_owned()).unwrap();
-        let left: Value = serde_json::from_str(&bundle.text).unwrap();
-        assert_eq!(
-            left["process"]["capabilities"],
-            serde_json::json!({"bounding": ["CAP_KILL"], "ambient": [], "effective": null})
-        );
-        assert_eq!(left["x"], 7);
-        // Everything that is known is passed on as it was written; everything else that is wrong stays an error.
-        let known = text.replace("CAP_FLY", "CAP_KILL").replace("CAP_NONE", "CAP_CHOWN");
-        assert_eq!(Bundle::from_text("/".into(), known.clone()).unwrap().text, known);
-        for wrong in [text.replace("\"CAP_NONE\"", "7"), text.replace("[\"a\"]", "7")] {
-            assert!(Bundle::from_text("/".into(), wrong).is_err());
-        }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-use crate::podspec::{leave_out_unknown_capabilities, read_bounded};
+use crate::podspec::read_bounded;
+use airlock_loader::oci::compat::adapt_process;
 use airlock_wire::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -48,7 +49,7 @@ impl ProcessObject {
         let bad = |what: String| Error::invalid_argument(format!("{}: {what}", path.display()));
         let mut process: Value =
             serde_json::from_str(&text).map_err(|e| bad(format!("not an OCI process object: {e}")))?;
-        let changed = leave_out_unknown_capabilities(&mut process);
+        let changed = adapt_process(&mut process);
         let Value::Object(mut process) = process else {
             return Err(bad("not an OCI process object: it has no fields".to_owned()));
         };
