@@ -133,6 +133,13 @@ pub fn placement(spec: &Spec, id: &str) -> Result<Placement> {
     Ok(Placement::Sandbox)
 }
 
+/// True if podman made the configuration. Its pods may be mere groups without a sandbox (`--infra=false`): their
+/// containers name the pod, which is no container, and share nothing.
+pub fn sandbox_is_optional(spec: &Spec) -> bool {
+    let manager = spec.annotations().as_ref().and_then(|a| a.get("io.container.manager"));
+    manager.is_some_and(|m| m == "libpod")
+}
+
 /// Our name, the `CLONE_NEW*` flag and the file in `/proc/<pid>/ns` of a namespace kind.
 fn kind_of(kind: LinuxNamespaceType) -> (Namespace, i32, &'static str) {
     match kind {
@@ -255,6 +262,13 @@ mod tests {
             let alone = spec(&format!(r#","annotations":{{"{kind}":"container"}}"#));
             assert!(placement(&alone, "c").unwrap_err().message.contains(sandbox));
         }
+    }
+
+    #[test]
+    fn only_podman_has_pods_without_a_sandbox() {
+        assert!(sandbox_is_optional(&spec(r#","annotations":{"io.container.manager":"libpod"}"#)));
+        assert!(!sandbox_is_optional(&spec(r#","annotations":{"io.container.manager":"cri-o"}"#)));
+        assert!(!sandbox_is_optional(&spec("")));
     }
 
     #[test]

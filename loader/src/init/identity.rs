@@ -304,7 +304,7 @@ impl Program {
 fn exec_error(path: &str, errno: Errno) -> Error {
     let kind = match errno {
         Errno::ENOENT => Kind::NoSuchEntity,
-        Errno::EACCES | Errno::EPERM => Kind::Permission,
+        Errno::EACCES | Errno::EPERM | Errno::EISDIR => Kind::Permission,
         _ => Kind::Failure,
     };
     Error::new(kind, format!("exec {path}: {}", describe(errno)))
@@ -318,7 +318,8 @@ fn describe(errno: Errno) -> &'static str {
         Errno::EPERM => "operation not permitted",
         Errno::ENOEXEC => "exec format error",
         Errno::ENOTDIR => "not a directory",
-        Errno::EISDIR => "is a directory",
+        // execve(2) says EACCES; podman turns those words into exit status 126.
+        Errno::EISDIR => "is a directory: permission denied",
         other => other.desc(),
     }
 }

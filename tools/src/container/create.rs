@@ -47,6 +47,11 @@ pub fn create(dir: &StateDir, id: &str, bundle: &Bundle, options: CreateOptions)
     check_terminal(bundle.terminal(), !options.attached, options.console_socket.is_some())?;
     match podspec::placement(&bundle.spec, id)? {
         Placement::Sandbox => create_sandbox(dir, id, bundle, options),
+        Placement::Pod(sandbox_id)
+            if podspec::sandbox_is_optional(&bundle.spec) && !dir.exists(&sandbox_id) =>
+        {
+            create_sandbox(dir, id, bundle, options)
+        }
         Placement::Pod(sandbox_id) => pod::create(dir, id, &sandbox_id, bundle, options),
     }
 }
