@@ -21,6 +21,8 @@ pub fn stage_main(handlers: Handlers) -> ! {
     let Ok(socket) = process::take_stdin() else {
         process::exit_now(2);
     };
+    // Whatever the caller of our parent left open is none of the sandbox's business.
+    let _ = process::close_all_except(3, &[socket.as_raw_fd()]);
     let socket = UnixStream::from(socket);
     if let Err(error) = stage(&socket, handlers) {
         // Nobody may be left to hear it; the exit code is all there is then.
@@ -184,13 +186,24 @@ fn write_time_offsets(spec: &Spec) -> Result<()> {
     })
 }
 
-/// Leaves the caller in an empty, read-only directory that is mounted nowhere.
+/// Leaves the caller, and those it forks, in a root directory that is empty for ever once the caller has ended: its
+/// own directory of descriptor information, which goes with the process. A tmpfs of its own would do as well, but
+/// closing its descriptor waits for a grace period of the kernel, up to milliseconds in every start.
 fn enter_empty_root() -> Result<()> {
-    let context = mount::fsopen("tmpfs")?;
-    mount::fsconfig_string(context.as_fd(), "mode", "0555")?;
-    mount::fsconfig_create(context.as_fd())?;
-    let root = mount::fsmount(context.as_fd(), mount::MOUNT_ATTR_RDONLY | mount::MOUNT_ATTR_NOEXEC)?;
+    nix::unistd::chroot("/proc/self/fdinfo")
+        .and_then(|()| nix::unistd::chdir("/"))
+        .or_else(|_| enter_empty_tmpfs())
+        .map_err(|e| Error::from(e).context("entering an empty root directory"))
+}
+
+/// For hosts whose `/proc` is restricted.
+fn enter_empty_tmpfs() -> nix::Result<()> {
+    let failed = |_| nix::errno::Errno::EPERM;
+    let context = mount::fsopen("tmpfs").map_err(failed)?;
+    mount::fsconfig_string(context.as_fd(), "mode", "0555").map_err(failed)?;
+    mount::fsconfig_create(context.as_fd()).map_err(failed)?;
+    let attrs = mount::MOUNT_ATTR_RDONLY | mount::MOUNT_ATTR_NOEXEC;
+    let root = mount::fsmount(context.as_fd(), attrs).map_err(failed)?;
     nix::unistd::fchdir(&root)?;
-    nix::unistd::chroot(".")?;
-    Ok(())
+    nix::unistd::chroot(".")
 }
