@@ -152,3 +152,24 @@ pub fn all_capabilities(config: &mut Value) {
     config["process"]["capabilities"] =
         sets.iter().map(|set| ((*set).to_owned(), Value::from(all.clone()))).collect();
 }
+
+/// Id of the host that is root in the user namespace of [`in_user_namespace`].
+pub const BASE: u32 = 100_000;
+
+/// Gives the container a user namespace of its own, whose ids begin at [`BASE`].
+pub fn in_user_namespace(config: &mut Value) {
+    push(config, "/linux/namespaces", serde_json::json!({"type": "user"}));
+    for map in ["uidMappings", "gidMappings"] {
+        config["linux"][map] = serde_json::json!([{"containerID": 0, "hostID": BASE, "size": 65536}]);
+    }
+}
+
+/// Gives a tree to another user and group, links included.
+pub fn chown_all(path: &std::path::Path, id: u32) {
+    std::os::unix::fs::lchown(path, Some(id), Some(id)).unwrap();
+    if path.symlink_metadata().unwrap().is_dir() {
+        for entry in std::fs::read_dir(path).unwrap() {
+            chown_all(&entry.unwrap().path(), id);
+        }
+    }
+}

@@ -58,6 +58,18 @@ impl Places {
         }
     }
 
+    /// As [`Places::open`], but what is mounted on top of a known mount, at the same place, is found too.
+    pub(super) fn open_topmost(&self, path: &Path, flags: OFlag) -> Result<OwnedFd> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return self.open(path, flags);
+        };
+        let (base, rest) = self.nearest(parent);
+        match paths::open_in_root_no_symlinks(base, &rest.join(name), flags) {
+            Err(Errno::ELOOP) => paths::open_in_root(self.root(), path, flags),
+            result => result,
+        }
+    }
+
     /// The mount point `path` (`O_PATH`), made as a directory or an empty file if it is missing; and whether it was
     /// reached without symbolic links. With `strict` links are refused (`ELOOP`).
     pub(super) fn make(&self, path: &Path, directory: bool, strict: bool) -> Result<(OwnedFd, bool)> {
