@@ -23,7 +23,8 @@ use airlock_wire::api::container_manager as cm;
 use airlock_wire::client::{Client, Dialect};
 use airlock_wire::error::{Error, Kind, Result};
 use airlock_wire::method::Method;
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::errno::Errno;
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,8 @@ use std::time::Duration;
 const PROMPT: Duration = Duration::from_secs(30);
 /// How long the sandbox process may take to end after its root container has.
 const LAST_BREATH: Duration = Duration::from_secs(10);
+/// How long the sandbox process may take to end after it has closed its control socket.
+const CLOSING: Duration = Duration::from_secs(1);
 /// Exit code of a container that ended without a word: nothing but SIGKILL does that.
 const KILLED: i32 = 128 + libc::SIGKILL;
 
@@ -151,7 +154,7 @@ impl Airlock {
     /// `container does not exist`; its state is damaged; its sandbox lives but does not answer.
     pub fn state(&self, id: &str) -> Result<Container> {
         let state = self.states.load(id)?;
-        let status = self.states.status(&state)?;
+        let status = self.status(&state)?;
         Ok(Container {
             pid: if status == Status::Stopped { 0 } else { state.pid },
             status,
@@ -175,10 +178,10 @@ impl Airlock {
             .map_err(|e| e.context(format!("container {id:?}: its sandbox does not answer")))
     }
 
-    /// Creates container `id` of a bundle; its program waits for [`Airlock::start`]. The sandbox process (of
-    /// a container in another's sandbox, a small process that stands for it) becomes a child of this one;
-    /// [`Airlock::delete`] reaps it. Whatever `options` says of it, that small process is made by executing
-    /// `airlock proxy`, so that callers may have threads.
+    /// Creates container `id` of a bundle; its program waits for [`Airlock::start`]. The sandbox process (for a
+    /// container in another's sandbox: a small process that stands for it) becomes a child of this one;
+    /// [`Airlock::wait`] and [`Airlock::delete`] reap it. Whatever `options` says of it, that small process is made
+    /// by executing `airlock proxy`, so that callers may have threads.
     ///
     /// # Errors
     /// `container with given ID already exists`; the bundle is malformed or asks for what cannot be done. Nothing is left
@@ -228,11 +231,16 @@ impl Airlock {
     /// # Errors
     /// `container does not exist`; it runs; something of it cannot be removed.
     pub fn delete(&self, id: &str, options: DeleteOptions) -> Result<()> {
-        let state = self.states.load(id);
+        let state = self.states.load(id).ok();
+        if let Some(state) = state.as_ref().filter(|state| options.force && !state.is_subcontainer()) {
+            // A zombie child of ours would keep its pid namespace, and with it the cgroup, from going away.
+            state.loader.kill_and_wait(LAST_BREATH)?;
+            reap_child(state.loader.pid);
+        }
         container::delete(&self.states, id, options)?;
-        if let Ok(state) = state {
-            // Reaps it if it was our child, so that no zombie stays.
-            let _ = waitpid(Pid::from_raw(state.pid), Some(WaitPidFlag::WNOHANG));
+        // A container whose making was cut short may have left a living process there.
+        if let Some(state) = state.filter(|state| !state.process().is_alive()) {
+            reap_child(state.pid);
         }
         Ok(())
     }
@@ -250,7 +258,7 @@ impl Airlock {
         };
         let args = cm::SignalArgs { cid: state.id.clone(), signo: signal, pid, mode };
         match self.call::<cm::Signal>(&state, &args) {
-            Err(_) if self.states.status(&state).is_ok_and(|s| s == Status::Stopped) => Err(not_running(id)),
+            Err(_) if self.status(&state).is_ok_and(|s| s == Status::Stopped) => Err(not_running(id)),
             result => result.map(drop),
         }
     }
@@ -262,7 +270,7 @@ impl Airlock {
     pub fn pause(&self, id: &str) -> Result<()> {
         let _lock = self.states.lock(id)?;
         let state = self.states.load(id)?;
-        match self.states.status(&state)? {
+        match self.status(&state)? {
             Status::Created | Status::Running => self.call::<PauseContainer>(&state, &named(id)).map(drop),
             Status::Paused => Err(Error::invalid_state(format!("container {id:?} is paused already"))),
             Status::Creating | Status::Stopped => Err(not_running(id)),
@@ -276,7 +284,7 @@ impl Airlock {
     pub fn resume(&self, id: &str) -> Result<()> {
         let _lock = self.states.lock(id)?;
         let state = self.states.load(id)?;
-        match self.states.status(&state)? {
+        match self.status(&state)? {
             Status::Paused => self.call::<ResumeContainer>(&state, &named(id)).map(drop),
             Status::Stopped => Err(not_running(id)),
             _ => Err(Error::invalid_state(format!("container {id:?}: container not paused"))),
@@ -296,7 +304,7 @@ impl Airlock {
             // The root container's pid namespace is the one that the pid counts in.
             WaitTarget::RootPid(pid) => cm::WaitPidArgs { pid, cid: state.sandbox_id.clone() },
         };
-        if self.states.status(&state)? == Status::Stopped {
+        if self.status(&state)? == Status::Stopped {
             return Err(not_running(id));
         }
         let mut client = self.states.connect(&state)?;
@@ -304,7 +312,7 @@ impl Airlock {
     }
 
     fn wait_init(&self, state: &State) -> Result<i32> {
-        if self.states.status(state)? == Status::Creating {
+        if self.status(state)? == Status::Creating {
             return Err(Error::invalid_state(format!("container {:?} is still being created", state.id)));
         }
         let asked = if state.loader.is_alive() {
@@ -316,6 +324,9 @@ impl Airlock {
         };
         // The sandbox ends with its root container; whoever waited for that may delete at once.
         let gone = state.is_subcontainer() || state.loader.wait(Some(LAST_BREATH))?;
+        if gone && !state.is_subcontainer() {
+            reap_child(state.loader.pid);
+        }
         match asked {
             Some(Ok(code)) => Ok(code),
             Some(Err(e)) if state.loader.is_alive() || !gone => Err(e),
@@ -329,7 +340,7 @@ impl Airlock {
     /// `container does not exist`; its cgroup cannot be read.
     pub fn ps(&self, id: &str) -> Result<Vec<i32>> {
         let state = self.states.load(id)?;
-        if self.states.status(&state)? == Status::Stopped {
+        if self.status(&state)? == Status::Stopped {
             return Ok(Vec::new());
         }
         let mut pids = state.cgroup.procs()?;
@@ -373,10 +384,18 @@ impl Airlock {
         self.states.save(&state)
     }
 
+    /// A container's status. A sandbox that is just ending may have closed its socket already: that is an end, not an
+    /// error.
+    fn status(&self, state: &State) -> Result<Status> {
+        self.states
+            .status(state)
+            .or_else(|e| if state.loader.wait(Some(CLOSING))? { Ok(Status::Stopped) } else { Err(e) })
+    }
+
     /// The state of a container that has not stopped.
     fn alive(&self, id: &str) -> Result<State> {
         let state = self.states.load(id)?;
-        match self.states.status(&state)? {
+        match self.status(&state)? {
             Status::Creating | Status::Stopped => Err(not_running(id)),
             _ => Ok(state),
         }
@@ -387,6 +406,15 @@ impl Airlock {
         let mut client: Client = self.states.connect(state)?;
         client.set_timeout(Some(PROMPT))?;
         Ok(client.call::<M>(arg, &[])?.value)
+    }
+}
+
+/// Reaps `pid`, which has ended or is about to, if it is a child of this process. Its first thread may be gone before the
+/// others are, so that this waits.
+fn reap_child(pid: i32) {
+    if pid > 0 {
+        // ECHILD: it is somebody else's.
+        while waitpid(Pid::from_raw(pid), None) == Err(Errno::EINTR) {}
     }
 }
 
