@@ -115,7 +115,13 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
     // A short-lived program may be over before the parent has heard that it was started. Nothing is ever sent: the
     // boot thread drops its end when it has answered.
     let _ = answered.recv();
-    loader.end_subcontainers();
+    loader.end_subcontainers(|| match binary::recv::<Exited>(&start.exits) {
+        Ok((exited, _)) => {
+            loader.process_ended(exited);
+            true
+        }
+        Err(_) => false,
+    });
     if let Some(file) = exit_file {
         write_last_words(file, &loader, status);
     }

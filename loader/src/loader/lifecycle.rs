@@ -194,12 +194,7 @@ impl Loader {
                 "container {cid:?} is the sandbox's root container: end it by signal"
             )));
         }
-        if let Some(init) = container.init() {
-            // A frozen process does not die.
-            if let Some(cgroup) = container.cgroup.get() {
-                let _ = cgroup.freeze(false);
-            }
-            let _ = init.signal(libc::SIGKILL);
+        if let Some(init) = kill_init(&container) {
             wait_end(&init);
         }
         if let Some(cgroup) = container.cgroup.get() {
@@ -215,11 +210,22 @@ impl Loader {
     }
 
     /// Ends every container but the root (which has ended already): the last act of a sandbox.
-    pub fn end_subcontainers(&self) {
-        for container in self.containers() {
-            if !container.root
-                && let Err(e) = self.destroy(&container.cid)
-            {
+    ///
+    /// For the thread that takes in exits, which nobody else can do meanwhile: `take_exit` blocks for the next one and
+    /// hands it to [`Loader::process_ended`]; false means that no more will come.
+    pub fn end_subcontainers(&self, mut take_exit: impl FnMut() -> bool) {
+        let containers: Vec<_> = self.containers().into_iter().filter(|c| !c.root).collect();
+        for container in &containers {
+            kill_init(container);
+        }
+        let running = |c: &Arc<Container>| c.init().is_some_and(|init| init.status().is_none());
+        while containers.iter().any(running) {
+            if !take_exit() {
+                return;
+            }
+        }
+        for container in containers {
+            if let Err(e) = self.destroy(&container.cid) {
                 log::warn!("ending container {:?}: {e}", container.cid);
             }
         }
@@ -317,6 +323,17 @@ impl Loader {
             let _ = empty(cgroup);
         }
     }
+}
+
+/// Sends SIGKILL to the container's init, if it has one.
+fn kill_init(container: &Container) -> Option<Arc<Process>> {
+    let init = container.init()?;
+    // A frozen process does not die.
+    if let Some(cgroup) = container.cgroup.get() {
+        let _ = cgroup.freeze(false);
+    }
+    let _ = init.signal(libc::SIGKILL);
+    Some(init)
 }
 
 /// Blocks until `process` has ended.
