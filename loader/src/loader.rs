@@ -59,12 +59,15 @@ pub struct LoaderConfig {
     pub self_exe: Option<OwnedFd>,
 }
 
+/// Processes that the spawner has forked, by their pid in the sandbox.
+type ByPid = HashMap<i32, (Arc<Container>, Arc<Process>)>;
+
 /// Keeps the containers of one sandbox.
 #[derive(Debug)]
 pub struct Loader {
     config: LoaderConfig,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
-    by_pid: Mutex<HashMap<i32, (Arc<Container>, Arc<Process>)>>,
+    by_pid: Mutex<ByPid>,
     pauses: Mutex<u32>,
     subscribers: Mutex<Vec<Sender<Event>>>,
 }

@@ -54,20 +54,28 @@ fn main() {
 
 fn release_binary() -> PathBuf {
     let root = airlock_tests::workspace();
-    let built = Command::new("cargo").args(["build", "--release", "-q", "-p", "airlock"]).current_dir(&root).status();
+    let built =
+        Command::new("cargo").args(["build", "--release", "-q", "-p", "airlock"]).current_dir(&root).status();
     assert!(built.unwrap().success());
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
     target.join("release/airlock")
 }
 
 fn quiet(command: &mut Command) -> bool {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
 }
 
 /// The other runtimes that are installed, with the options they need before a command.
 fn others() -> Vec<(&'static str, PathBuf, Vec<&'static str>)> {
     let mut found = Vec::new();
-    for (name, options) in [("crun", vec![]), ("runc", vec![]), ("runsc", vec!["--platform=ptrace", "--network=none"])] {
+    for (name, options) in
+        [("crun", vec![]), ("runc", vec![]), ("runsc", vec!["--platform=ptrace", "--network=none"])]
+    {
         match which(name) {
             Some(path) => found.push((name, path, options)),
             None => println!("(not installed: {name})"),
@@ -78,7 +86,9 @@ fn others() -> Vec<(&'static str, PathBuf, Vec<&'static str>)> {
 
 fn compare_run(title: &str, bundle: &Bundle, rounds: usize) {
     let state = State::new();
-    let mut all = vec![Alternative::new("airlock", || quiet(&mut state.command(["run", "--bundle", bundle.text(), "b1"])))];
+    let mut all = vec![Alternative::new("airlock", || {
+        quiet(&mut state.command(["run", "--bundle", bundle.text(), "b1"]))
+    })];
     for (name, path, options) in others() {
         all.push(Alternative::new(name, move || {
             let mut command = Command::new(&path);
@@ -112,7 +122,9 @@ fn run_with_seccomp() {
         Alternative::new("airlock with seccomp", || {
             quiet(&mut state.command(["run", "--bundle", filtered.text(), "b1"]))
         }),
-        Alternative::new("airlock without", || quiet(&mut state.command(["run", "--bundle", plain.text(), "b2"]))),
+        Alternative::new("airlock without", || {
+            quiet(&mut state.command(["run", "--bundle", plain.text(), "b2"]))
+        }),
     ];
     if let Some(crun) = crun {
         let filtered = &filtered;
@@ -132,7 +144,13 @@ fn exec_true() {
     for (name, path, options) in others() {
         let id = format!("bench-exec-{name}");
         let bundle_option = if name == "runsc" { "-bundle" } else { "--bundle" };
-        let ok = quiet(Command::new(&path).args(&options).args(["run", "--detach", bundle_option, bundle.text(), &id]));
+        let ok = quiet(Command::new(&path).args(&options).args([
+            "run",
+            "--detach",
+            bundle_option,
+            bundle.text(),
+            &id,
+        ]));
         assert!(ok, "{name} run --detach");
         started.push((path.clone(), options.clone(), id.clone()));
         all.push(Alternative::new(name, move || {
@@ -268,7 +286,9 @@ fn memory() {
     }
     let fifty = leaks::rss(pid);
     println!("\n## Memory\n");
-    println!("sandbox process with one container: {one} KiB RSS (its spawner: {spawner} KiB, mostly shared with it)");
+    println!(
+        "sandbox process with one container: {one} KiB RSS (its spawner: {spawner} KiB, mostly shared with it)"
+    );
     println!("each further container: {:.1} KiB RSS (mean of 50)", (fifty - one.min(fifty)) as f64 / 50.0);
 }
 

@@ -329,7 +329,7 @@ pub fn set_groups(groups: &[u32]) -> Result<()> {
 pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<()> {
     let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
     // SAFETY: `limit` outlives the call.
-    Errno::result(unsafe { libc::setrlimit(resource as _, &raw const limit) }).map(drop)
+    Errno::result(unsafe { libc::setrlimit(resource, &raw const limit) }).map(drop)
 }
 
 /// execve(2). Returns only on failure.
@@ -366,7 +366,7 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
 /// Ends the calling process by `signo`'s default action (no core file); falls back to `128 + signo` as exit code
 /// if the kernel will not let it die that way.
 pub fn die_by_signal(signo: i32) -> ! {
-    let _ = set_rlimit(libc::RLIMIT_CORE as u32, 0, 0);
+    let _ = set_rlimit(libc::RLIMIT_CORE, 0, 0);
     // SAFETY: SIG_DFL is always a valid disposition; the set is initialised by sigemptyset before use.
     unsafe {
         libc::signal(signo, libc::SIG_DFL);
