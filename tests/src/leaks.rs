@@ -20,6 +20,12 @@ pub fn threads(pid: i32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
+/// Threads that wait in poll(2): a loader's main thread, and every handler whose call waits for something.
+pub fn threads_polling(pid: i32) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.filter(|t| std::fs::read_to_string(t.path().join("wchan")).is_ok_and(|w| w.contains("poll"))).count()
+}
+
 /// Resident memory in KiB.
 pub fn rss(pid: i32) -> u64 {
     status_number(pid, "VmRSS:")
