@@ -64,7 +64,8 @@ fn start_root(loader: &Loader) -> Result<Empty> {
 }
 
 fn start_subcontainer(loader: &Loader, call: &mut Call<'_>, args: StartArgs) -> Result<Empty> {
-    let text = args.spec.0.clone().ok_or_else(|| Error::invalid_argument("start arguments missing spec"))?;
+    let mut text =
+        args.spec.0.clone().ok_or_else(|| Error::invalid_argument("start arguments missing spec"))?;
     if args.conf.0.is_none() {
         return Err(Error::invalid_argument("start arguments missing config"));
     }
@@ -78,8 +79,14 @@ fn start_subcontainer(loader: &Loader, call: &mut Call<'_>, args: StartArgs) -> 
             root.state().name()
         )));
     }
-    let spec: Spec = serde_json::from_str(&text)
-        .map_err(|e| Error::new(Kind::Serde, format!("start arguments: Spec: {e}")))?;
+    let parse = |text: &str| -> Result<Spec> {
+        serde_json::from_str(text).map_err(|e| Error::new(Kind::Serde, format!("start arguments: Spec: {e}")))
+    };
+    let mut spec = parse(&text)?;
+    if let Some(changed) = with_cgroup_namespace(&spec, &text) {
+        text = changed;
+        spec = parse(&text)?;
+    }
     airlock_loader::oci::validate::validate(&spec).map_err(|e| Error::invalid_argument(e.to_string()))?;
     let terminal = spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
     let layout = args.layout(terminal, call.fd_count())?;
@@ -107,6 +114,29 @@ fn start_subcontainer(loader: &Loader, call: &mut Call<'_>, args: StartArgs) -> 
     loader.prepare(&container, text, spec, "", parts)?;
     loader.start(&container)?;
     Ok(Empty {})
+}
+
+/// gVisor's calls donate no cgroups, whose mounts gVisor emulates. A container that wants to see its cgroups sees them
+/// through a namespace of its own.
+fn with_cgroup_namespace(spec: &Spec, text: &str) -> Option<String> {
+    let wants = spec
+        .mounts()
+        .iter()
+        .flatten()
+        .any(|m| m.typ().as_deref().is_some_and(|kind| matches!(kind, "cgroup" | "cgroup2")));
+    let has = spec
+        .linux()
+        .as_ref()
+        .and_then(|l| l.namespaces().as_ref())
+        .is_some_and(|all| all.iter().any(|n| n.typ() == oci_spec::runtime::LinuxNamespaceType::Cgroup));
+    if !wants || has {
+        return None;
+    }
+    let mut tree: serde_json::Value = serde_json::from_str(text).ok()?;
+    let linux = tree.as_object_mut()?.entry("linux").or_insert_with(|| json!({}));
+    let namespaces = linux.as_object_mut()?.entry("namespaces").or_insert_with(|| json!([]));
+    namespaces.as_array_mut()?.push(json!({"type": "cgroup"}));
+    Some(tree.to_string())
 }
 
 /// Executes a process from gVisor's arguments and the message's descriptors.

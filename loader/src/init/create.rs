@@ -26,9 +26,7 @@ pub(super) fn run(
         Ok(ready) => ready,
         Err(e) => return Err((channel, e)),
     };
-    let Ok((channel, passed)) = fds::place(channel, &mut ready.exec, ready.stdio, ready.pass) else {
-        process::exit_now(255)
-    };
+    let (channel, passed) = fds::place(channel, &mut ready.exec, ready.stdio, ready.pass)?;
     let outcome = (|| {
         let process = required_process(&ready.spec)?;
         if let Some((rows, columns)) = ready.console_size {

@@ -16,12 +16,7 @@ use std::os::unix::net::UnixStream;
 pub(super) fn run(channel: UnixStream, order: ExecOrder, fds: Vec<OwnedFd>) -> Outcome {
     match prepare(&order, fds) {
         Ok(mut ready) => {
-            let placed = fds::place(channel, &mut ready.exec, ready.stdio, ready.pass);
-            let (channel, passed) = match placed {
-                Ok(x) => x,
-                // The channel went with the descriptors; the loader sees it close.
-                Err(_) => process::exit_now(255),
-            };
+            let (channel, passed) = fds::place(channel, &mut ready.exec, ready.stdio, ready.pass)?;
             let outcome = (|| {
                 if let Some(size) = ready.console_size {
                     misc::set_controlling_terminal(ready.tty_after_place.as_fd())?;

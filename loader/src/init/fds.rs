@@ -6,7 +6,7 @@ use crate::sys::process;
 use airlock_wire::api::boot::Namespace;
 use airlock_wire::error::{Error, Result};
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 /// The descriptors of one order, by role.
@@ -87,17 +87,31 @@ pub fn join_cgroups(files: &[OwnedFd]) -> Result<()> {
     Ok(())
 }
 
+/// The channel and the numbers from 3 on that the program keeps; or the channel, to tell why not.
+type Placed = std::result::Result<(UnixStream, Vec<i32>), (UnixStream, Error)>;
+
 /// Puts standard streams and passed descriptors at their numbers; moves `channel` out of the way first.
-/// Returns the channel and the numbers from 3 on that the program keeps.
 ///
 /// # Errors
 /// Numbers that are negative, repeated or above the descriptor limit.
 pub fn place(
-    channel: UnixStream,
+    mut channel: UnixStream,
     exec: &mut Option<OwnedFd>,
     stdio: Vec<OwnedFd>,
     pass: Vec<(i32, OwnedFd)>,
-) -> Result<(UnixStream, Vec<i32>)> {
+) -> Placed {
+    match place_all(&mut channel, exec, stdio, pass) {
+        Ok(numbers) => Ok((channel, numbers)),
+        Err(e) => Err((channel, e)),
+    }
+}
+
+fn place_all(
+    channel: &mut UnixStream,
+    exec: &mut Option<OwnedFd>,
+    stdio: Vec<OwnedFd>,
+    pass: Vec<(i32, OwnedFd)>,
+) -> Result<Vec<i32>> {
     let mut wanted: Vec<(i32, OwnedFd)> = (0..).zip(stdio).collect();
     wanted.extend(pass);
     for (i, (number, _)) in wanted.iter().enumerate() {
@@ -108,25 +122,23 @@ pub fn place(
             return Err(Error::invalid_argument(format!("guest file descriptor {number} is given twice")));
         }
     }
-    let above = wanted.iter().map(|(n, _)| *n).max().unwrap_or(2).max(2) + 1;
-    let out_of_the_way = |fd: &OwnedFd| {
-        process::dup_above(fd.as_fd(), above)
+    let above = wanted.iter().map(|(n, _)| *n).max().unwrap_or(2).max(2).saturating_add(1);
+    let out_of_the_way = |fd: BorrowedFd<'_>| {
+        process::dup_above(fd, above)
             .map_err(|e| Error::from(e).context(format!("placing descriptors up to {}", above - 1)))
     };
-    let channel = if channel.as_raw_fd() < above {
-        UnixStream::from(out_of_the_way(&OwnedFd::from(channel))?)
-    } else {
-        channel
-    };
+    if channel.as_raw_fd() < above {
+        *channel = UnixStream::from(out_of_the_way(channel.as_fd())?);
+    }
     if let Some(fd) = exec.take() {
-        *exec = Some(if fd.as_raw_fd() < above { out_of_the_way(&fd)? } else { fd });
+        *exec = Some(if fd.as_raw_fd() < above { out_of_the_way(fd.as_fd())? } else { fd });
     }
     let moved = wanted
         .into_iter()
-        .map(|(n, fd)| Ok((n, if fd.as_raw_fd() < above { out_of_the_way(&fd)? } else { fd })))
+        .map(|(n, fd)| Ok((n, if fd.as_raw_fd() < above { out_of_the_way(fd.as_fd())? } else { fd })))
         .collect::<Result<Vec<_>>>()?;
     for (number, fd) in &moved {
         process::dup_onto(fd.as_fd(), *number)?;
     }
-    Ok((channel, moved.iter().map(|(n, _)| *n).filter(|n| *n > 2).collect()))
+    Ok(moved.iter().map(|(n, _)| *n).filter(|n| *n > 2).collect())
 }
