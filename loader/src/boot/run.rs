@@ -15,9 +15,11 @@ use airlock_wire::api::boot::{BootArgs, BootReply};
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Result};
 use airlock_wire::server::{Server, ServerOptions};
+use nix::fcntl::{OFlag, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::Mode;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use std::convert::Infallible;
 use std::fs::File;
@@ -34,9 +36,14 @@ pub(super) struct LoaderStart {
     pub fds: FdTable,
     pub requests: UnixStream,
     pub exits: UnixStream,
+    /// The binary this process runs, readable; `BootArgs::self_exe` stands in for it.
+    pub own_binary: Option<OwnedFd>,
     pub host_pid: bool,
     pub handlers: Handlers,
 }
+
+/// What the kernel shows for users without a mapping (user_namespaces(7)).
+const OVERFLOW_UID: u32 = 65534;
 
 /// Capabilities the loader keeps: signals to any user's processes, and looking into them.
 const KEPT: u64 = 1 << 5 /* KILL */ | 1 << 19 /* SYS_PTRACE */ | 1 << 2 /* DAC_READ_SEARCH */;
@@ -74,8 +81,12 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
     let listener = start.fds.take_option(args.listener)?.map(UnixListener::from);
     let exit_file = start.fds.take_option(args.exit_file)?.map(File::from);
     drop(start.fds.take_option(args.user_log)?);
-    let self_exe = start.fds.take_option(args.self_exe)?;
+    let self_exe = match start.own_binary {
+        Some(binary) => Some(binary),
+        None => start.fds.take_option(args.self_exe)?,
+    };
     let parts = ContainerParts::take(&args.fds, &mut start.fds)?;
+    let (procfs, procfs_mount) = open_procfs()?;
     let namespaces = start.spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
     let in_userns = namespaces.is_some_and(|all| all.iter().any(|n| n.typ() == LinuxNamespaceType::User));
     let loader = Arc::new(Loader::new(LoaderConfig {
@@ -83,7 +94,7 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
         bundle: args.bundle.clone(),
         in_userns,
         shared_pid_namespace: start.host_pid,
-        procfs: ProcFs::new(open_procfs()?),
+        procfs: ProcFs::new(procfs),
         spawner: Spawner::new(start.requests),
         self_exe,
     }));
@@ -92,9 +103,14 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
     drop_privileges()?;
 
     let grace = Duration::from_millis(start.args.stop_grace_ms);
+    let mut allowed_uids = start.args.allowed_uids.clone();
+    if in_userns {
+        // The host's users have no id here. The socket's folder lets none but its owner through.
+        allowed_uids.push(overflow_uid(loader.procfs()));
+    }
     let server = Server::new(
         (start.handlers)(&loader),
-        ServerOptions { allowed_uids: start.args.allowed_uids.clone(), grace, ..ServerOptions::default() },
+        ServerOptions { allowed_uids, grace, ..ServerOptions::default() },
     );
     let (answering, answered) = crossbeam_channel::bounded::<Infallible>(0);
     let boot = Boot {
@@ -108,6 +124,7 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
         parts,
         autostart: start.args.autostart,
         hold: start.args.hold,
+        late: (start.fds, procfs_mount),
     };
     std::thread::Builder::new().name("boot".to_owned()).stack_size(512 << 10).spawn(move || boot.run())?;
 
@@ -141,6 +158,8 @@ struct Boot {
     parts: ContainerParts,
     autostart: bool,
     hold: bool,
+    /// Detached mounts that are not needed any more: closing one waits for a grace period of the kernel.
+    late: (FdTable, OwnedFd),
 }
 
 impl Boot {
@@ -156,6 +175,7 @@ impl Boot {
             process::exit_now(1)
         }
         drop(self.answering);
+        drop(self.late);
         let _ = self.server.serve_blocking(self.socket);
     }
 
@@ -259,11 +279,21 @@ fn forwarded_signals() -> SigSet {
     set
 }
 
-fn open_procfs() -> Result<OwnedFd> {
+/// What users without an id in a user namespace show up as (user_namespaces(7)).
+fn overflow_uid(procfs: &ProcFs) -> u32 {
+    const DEFAULT: u32 = 65534;
+    let text = procfs.read_path("sys/kernel/overflowuid").unwrap_or_default();
+    text.trim().parse().unwrap_or(DEFAULT)
+}
+
+/// A procfs of the sandbox's pid namespace: its root directory, and the detached mount, which need not be kept.
+fn open_procfs() -> Result<(OwnedFd, OwnedFd)> {
     let context = mount::fsopen("proc")?;
     mount::fsconfig_create(context.as_fd())?;
     let attrs = mount::MOUNT_ATTR_NOSUID | mount::MOUNT_ATTR_NODEV | mount::MOUNT_ATTR_NOEXEC;
-    Ok(mount::fsmount(context.as_fd(), attrs)?)
+    let mount = mount::fsmount(context.as_fd(), attrs)?;
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    Ok((openat(&mount, ".", flags, Mode::empty())?, mount))
 }
 
 /// Before any thread exists: trimming capabilities on every thread would cost milliseconds.

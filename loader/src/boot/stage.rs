@@ -54,6 +54,7 @@ fn stage(socket: &UnixStream, handlers: Handlers) -> Result<()> {
     let host_pid = enter_namespaces(socket, &mut args, &spec, &mut fds)?;
 
     let mount_namespace: OwnedFd = std::fs::File::open("/proc/self/ns/mnt")?.into();
+    let own_binary: Option<OwnedFd> = std::fs::File::open("/proc/self/exe").ok().map(OwnedFd::from);
     process::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0)?;
     enter_empty_root()?;
 
@@ -85,6 +86,7 @@ fn stage(socket: &UnixStream, handlers: Handlers) -> Result<()> {
                 fds,
                 requests: loader_requests,
                 exits: loader_exits,
+                own_binary,
                 host_pid,
                 handlers,
             })
