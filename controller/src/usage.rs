@@ -84,11 +84,11 @@ pub(crate) fn event_of(loader: &Loader, id: &str, stats: &CgroupStats) -> StatsE
     }
 }
 
-/// Counters of the sandbox's network interfaces without the loopback one. The loader is in that network namespace,
+/// Counters of the sandbox's network interfaces, `lo` among them as in gVisor. The loader is in that network namespace,
 /// so its own `net/dev` shows them.
 fn interfaces(loader: &Loader) -> Vec<NetworkInterface> {
     let text = loader.procfs().read(std::process::id() as i32, "net/dev").unwrap_or_default();
-    text.lines().filter_map(parse_interface).filter(|i| i.name != "lo").collect()
+    text.lines().filter_map(parse_interface).collect()
 }
 
 fn parse_interface(line: &str) -> Option<NetworkInterface> {

@@ -140,18 +140,18 @@ impl Caller {
 }
 
 fn typed<M: Method>(client: &mut Client, arg: &Value, fds: &[BorrowedFd<'_>]) -> Result<Value, String> {
-    let arg: M::Arg = serde_json::from_value(arg.clone()).map_err(|e| format!("not an argument: {e}"))?;
+    let arg = match arg {
+        Value::Null => M::Arg::default(),
+        arg => serde_json::from_value(arg.clone()).map_err(|e| format!("not an argument: {e}"))?,
+    };
     let reply = client.call::<M>(&arg, fds).map_err(|e| e.message)?;
     Ok(serde_json::to_value(reply.value).unwrap())
 }
 
-fn binary(
-    client: &mut Client,
-    method: &str,
-    arg: &Value,
-    fds: &[BorrowedFd<'_>],
-) -> Result<Value, String> {
-    use airlock_wire::api::{airlock as a, container_manager as cm, debug, lifecycle as lc, logging, proc, usage};
+fn binary(client: &mut Client, method: &str, arg: &Value, fds: &[BorrowedFd<'_>]) -> Result<Value, String> {
+    use airlock_wire::api::{
+        airlock as a, container_manager as cm, debug, lifecycle as lc, logging, proc, usage,
+    };
     macro_rules! dispatch {
         ($($method:ty),+ $(,)?) => {
             match method {
@@ -161,10 +161,35 @@ fn binary(
         };
     }
     dispatch!(
-        cm::StartRoot, cm::CreateSubcontainer, cm::StartSubcontainer, cm::DestroySubcontainer, cm::ExecuteAsync,
-        cm::Processes, cm::Signal, cm::Wait, cm::WaitPID, cm::Pause, cm::Resume, cm::Event,
-        cm::ContainerRuntimeState, lc::Pause, lc::Resume, lc::Shutdown, lc::GetExitStatus, lc::IsContainerRunning,
-        lc::SignalContainer, lc::Reap, proc::Exec, proc::Ps, proc::SignalProcess, logging::Change, usage::Collect,
-        debug::Stacks, a::Info, a::List, a::StartContainer, a::Methods,
+        cm::StartRoot,
+        cm::CreateSubcontainer,
+        cm::StartSubcontainer,
+        cm::DestroySubcontainer,
+        cm::ExecuteAsync,
+        cm::Processes,
+        cm::Signal,
+        cm::Wait,
+        cm::WaitPID,
+        cm::Pause,
+        cm::Resume,
+        cm::Event,
+        cm::ContainerRuntimeState,
+        lc::Pause,
+        lc::Resume,
+        lc::Shutdown,
+        lc::GetExitStatus,
+        lc::IsContainerRunning,
+        lc::SignalContainer,
+        lc::Reap,
+        proc::Exec,
+        proc::Ps,
+        proc::SignalProcess,
+        logging::Change,
+        usage::Collect,
+        debug::Stacks,
+        a::Info,
+        a::List,
+        a::StartContainer,
+        a::Methods,
     )
 }

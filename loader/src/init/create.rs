@@ -29,11 +29,8 @@ pub(super) fn run(
     let (channel, passed) = fds::place(channel, &mut ready.exec, ready.stdio, ready.pass)?;
     let outcome = (|| {
         let process = required_process(&ready.spec)?;
-        if let Some((rows, columns)) = ready.console_size {
-            misc::set_controlling_terminal(ready.tty.as_fd())?;
-            if (rows, columns) != (0, 0) {
-                misc::set_window_size(ready.tty.as_fd(), rows, columns)?;
-            }
+        if let Some(size) = ready.console_size {
+            super::take_terminal(ready.tty.as_fd(), size)?;
         }
         identity::apply_limits(process)?;
         let program = Program::resolve(process, ready.exec.take())?;

@@ -6,7 +6,7 @@ use super::identity::{self, Program};
 use super::plan::{Answer, ExecOrder};
 use super::{Outcome, mounts, paths};
 use crate::seccomp;
-use crate::sys::{misc, process};
+use crate::sys::process;
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Result};
 use oci_spec::runtime::Process;
@@ -19,10 +19,7 @@ pub(super) fn run(channel: UnixStream, order: ExecOrder, fds: Vec<OwnedFd>) -> O
             let (channel, passed) = fds::place(channel, &mut ready.exec, ready.stdio, ready.pass)?;
             let outcome = (|| {
                 if let Some(size) = ready.console_size {
-                    misc::set_controlling_terminal(ready.tty_after_place.as_fd())?;
-                    if size != (0, 0) {
-                        misc::set_window_size(ready.tty_after_place.as_fd(), size.0, size.1)?;
-                    }
+                    super::take_terminal(ready.tty_after_place.as_fd(), size)?;
                 }
                 identity::apply_affinity(ready.affinity.final_cpus.as_ref())?;
                 identity::apply_limits(&ready.process)?;

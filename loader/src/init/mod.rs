@@ -76,6 +76,23 @@ fn install(filter: Option<&seccomp::Program>) -> Result<()> {
     }
 }
 
+/// Makes `tty` the controlling terminal, of that many rows and columns (0: as it is).
+fn take_terminal(tty: BorrowedFd<'_>, (rows, columns): (u16, u16)) -> Result<()> {
+    misc::set_controlling_terminal(tty).map_err(|e| {
+        let hint = match e {
+            nix::errno::Errno::ENOTTY => " (what was donated is no terminal)",
+            nix::errno::Errno::EPERM => " (another session has it)",
+            _ => "",
+        };
+        Error::from(e).context(format!("taking the controlling terminal{hint}"))
+    })?;
+    if (rows, columns) != (0, 0) {
+        misc::set_window_size(tty, rows, columns)
+            .map_err(|e| Error::from(e).context("process.consoleSize"))?;
+    }
+    Ok(())
+}
+
 /// `linux.personality` as personality(2) takes it.
 pub(crate) fn personality_of(spec: &Spec) -> Option<u64> {
     let personality = spec.linux().as_ref()?.personality().as_ref()?;

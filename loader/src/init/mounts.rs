@@ -215,7 +215,8 @@ impl Builder<'_> {
         }
         attach_by_type(mount.as_fd(), target.as_fd())?;
         // Whoever moves directories about meanwhile shall not get a container without what it was promised.
-        let now = self.places.open_topmost(path, OFlag::O_PATH).map_err(during("looking at the new mount"))?;
+        let now =
+            self.places.open_topmost(path, OFlag::O_PATH).map_err(during("looking at the new mount"))?;
         if mount::mount_id(now.as_fd())?.0 != mount::mount_id(mount.as_fd())?.0 {
             return Err(Error::failure("the destination was replaced while it was being mounted on"));
         }

@@ -15,7 +15,10 @@ fn start_root_once() {
         state.detached(&["create", "--bundle", bundle.text(), &id]);
         let mut caller = Caller::both(&state.control_socket(&id)).into_iter().nth(i).unwrap();
         assert_eq!(caller.ok(STATE, &json!(id), &[]), json!(1));
-        assert_eq!(caller.ok("Lifecycle.IsContainerRunning", &json!({"container_id": id}), &[]), json!(false));
+        assert_eq!(
+            caller.ok("Lifecycle.IsContainerRunning", &json!({"container_id": id}), &[]),
+            json!(false)
+        );
         assert_eq!(caller.ok("containerManager.StartRoot", &json!(id), &[]), json!({}));
         assert_eq!(caller.ok(STATE, &json!(id), &[]), json!(2));
         assert_eq!(
@@ -280,7 +283,10 @@ fn events_have_gvisors_form() {
             assert!(data["cpu"]["usage"].is_object());
             assert!(data["memory"]["usage"].is_object());
             assert!(data["pids"]["current"].as_u64().is_some_and(|n| n >= 1), "{id}: {data}");
-            assert!(data["network_interfaces"].as_array().unwrap().iter().any(|i| i["Name"] == "lo"), "{data}");
+            assert!(
+                data["network_interfaces"].as_array().unwrap().iter().any(|i| i["Name"] == "lo"),
+                "{data}"
+            );
             let usage = event["containerUsage"].as_object().unwrap();
             assert!(usage.contains_key(&sandbox.id) && usage.contains_key(&sub));
         }

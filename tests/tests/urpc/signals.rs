@@ -98,8 +98,7 @@ fn all_processes_of_one_container_and_no_other() {
         let null = null();
         let fds = [null.as_fd(), null.as_fd(), null.as_fd()];
         let args = exec_args(&sub, &["/bin/sleep", "1000"]);
-        let pids: Vec<_> =
-            (0..3).map(|_| caller.ok("containerManager.ExecuteAsync", &args, &fds)).collect();
+        let pids: Vec<_> = (0..3).map(|_| caller.ok("containerManager.ExecuteAsync", &args, &fds)).collect();
         caller.ok(SIGNAL, &signal(&sub, 10, 0, 1), &[]);
         for pid in pids {
             assert_eq!(caller.ok(WAIT_PID, &json!({"PID": pid, "CID": sub}), &[]), json!(10));

@@ -16,8 +16,7 @@ fn wait_stays_readable_for_many_waiters_before_and_after_the_exit() {
     std::thread::scope(|scope| {
         let waiters: Vec<_> = (0..10)
             .map(|i| {
-                let mut caller =
-                    if i % 2 == 0 { sandbox.json() } else { Caller::binary(&sandbox.socket()) };
+                let mut caller = if i % 2 == 0 { sandbox.json() } else { Caller::binary(&sandbox.socket()) };
                 let sub = &sub;
                 scope.spawn(move || caller.ok(WAIT, &json!(sub), &[]))
             })
