@@ -7,7 +7,7 @@ use airlock::container::{CreateOptions, DeleteOptions, ExecOptions, Executed, St
 use airlock::podspec;
 use airlock::sandbox::SandboxOptions;
 use airlock::state::{Status, exit_code};
-use airlock_tests::{Bundle, State, need, unique, wait};
+use airlock_tests::{Bundle, State, leaks, need, unique, wait};
 use airlock_wire::error::Kind;
 use std::io::Read;
 use std::time::Duration;
@@ -104,6 +104,7 @@ fn a_container_lives_and_is_watched() {
     let error = airlock.state(&id).unwrap_err();
     assert!(error.message.contains("container does not exist"), "{error}");
     airlock.delete(&id, FORCE).unwrap();
+    assert!(leaks::cgroups(&id).is_empty());
     // It was our child, and is no zombie.
     assert!(!std::path::Path::new(&format!("/proc/{}", created.pid)).exists());
 }
@@ -118,6 +119,7 @@ fn run_gives_the_exit_code_and_leaves_nothing() {
         let loaded = podspec::Bundle::load(bundle.path()).unwrap();
         assert_eq!(airlock.run(&id, &loaded, options()).unwrap(), code, "{script}");
         assert!(airlock.ids().unwrap().is_empty());
+        assert!(leaks::cgroups(&id).is_empty());
     }
     let bundle = Bundle::new(&["no-such-program"]);
     let error = airlock.run(&id, &podspec::Bundle::load(bundle.path()).unwrap(), options()).unwrap_err();
@@ -151,6 +153,7 @@ fn a_pod_is_made_waited_for_and_removed() {
     assert_eq!(airlock.state(&pod).unwrap().status, Status::Running);
     airlock.delete(&pod, FORCE).unwrap();
     assert!(airlock.ids().unwrap().is_empty());
+    assert!(leaks::cgroups(&pod).is_empty() && leaks::cgroups(&task).is_empty());
 }
 
 #[test]
