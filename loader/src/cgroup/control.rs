@@ -104,8 +104,12 @@ pub fn is_frozen(dir: BorrowedFd<'_>, v2: bool) -> Result<bool> {
     frozen(dir, v2)
 }
 
-/// Freezes or thaws, and returns when all processes have stopped (or may run).
-pub(super) fn freeze(dir: BorrowedFd<'_>, v2: bool, on: bool) -> Result<()> {
+/// Freezes or thaws a cgroup of v1's freezer, or with `v2` files, and returns when all processes have stopped (or may
+/// run).
+///
+/// # Errors
+/// [`Kind::Failure`] when a process does not stop within 5 seconds; the cgroup is thawed then.
+pub fn freeze(dir: BorrowedFd<'_>, v2: bool, on: bool) -> Result<()> {
     if on { freeze_within(dir, v2, FREEZE_TIMEOUT) } else { thaw(dir, v2) }
 }
 
@@ -274,8 +278,7 @@ fn thaw_below(dir: BorrowedFd<'_>, v2: bool) -> Result<()> {
 }
 
 /// The huge page sizes (`2MB`) for which `dir` has a file `hugetlb.<size><end>`.
-pub(super) fn page_sizes(dir: Option<BorrowedFd<'_>>, end: &str) -> Result<Vec<String>> {
-    let Some(dir) = dir else { return Ok(Vec::new()) };
+pub(super) fn page_sizes(dir: BorrowedFd<'_>, end: &str) -> Result<Vec<String>> {
     let failed = |e| explain("listing a cgroup", "hugetlb", e);
     let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mut list = ReadDir::openat(dir, ".", flags, Mode::empty()).map_err(failed)?;

@@ -11,6 +11,7 @@ pub mod stats;
 
 pub use stats::Stats;
 
+use airlock_wire::api::boot::CgroupFds;
 use airlock_wire::error::{Error, Kind, Result};
 use files::{Dir, Files, explain};
 use nix::errno::Errno;
@@ -45,7 +46,8 @@ pub fn leaf_name(cid: &str) -> Result<String> {
     Ok(format!("airlock-{cid}"))
 }
 
-/// The cgroups of one container, one directory in each hierarchy.
+/// The cgroups of one container: in v1 one directory in each hierarchy; in a pure v2 tree two, where its processes are
+/// and where its limits and statistics are.
 ///
 /// One of them is the *leaf*: the v1 `freezer` directory, else the v2 one. It holds the container's processes and
 /// nothing else, so that it can be listed, frozen and killed as a whole.
@@ -58,16 +60,29 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Takes the directories of a container: `(hierarchy, descriptor)`, as in
-    /// [`airlock_wire::api::boot::CgroupFds`]. With `v2` there is one, with an empty name.
+    /// Takes the directories of a container: `(hierarchy, descriptor)`, as in [`CgroupFds`]. With `v2` there are two,
+    /// [`CgroupFds::V2_LEAF`] and [`CgroupFds::V2_LIMITS`], in either order.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] when none of them can be the leaf.
+    /// [`Kind::InvalidArgument`] when none of them can be the leaf, and for a v2 list that is not exactly those two.
     pub fn new(v2: bool, dirs: Vec<(String, OwnedFd)>) -> Result<Self> {
+        if v2 {
+            let leaf = dirs.iter().position(|(name, _)| name == CgroupFds::V2_LEAF);
+            let limits = dirs.iter().any(|(name, _)| name == CgroupFds::V2_LIMITS);
+            return match leaf {
+                Some(leaf) if limits && dirs.len() == 2 => Ok(Self { v2, dirs, leaf, inside: false }),
+                _ => {
+                    let names: Vec<_> = dirs.iter().map(|(name, _)| name).collect();
+                    Err(Error::invalid_argument(format!(
+                        "v2 cgroup directories have to be {:?} and {:?}, not {names:?}",
+                        CgroupFds::V2_LEAF,
+                        CgroupFds::V2_LIMITS
+                    )))
+                }
+            };
+        }
         let position = |name: &str| dirs.iter().position(|(n, _)| n.split(',').any(|c| c == name));
-        let leaf =
-            if v2 { (!dirs.is_empty()).then_some(0) } else { position("freezer").or(position(UNIFIED)) };
-        let leaf = leaf.ok_or_else(|| {
+        let leaf = position("freezer").or(position(UNIFIED)).ok_or_else(|| {
             Error::invalid_argument("cgroup directories without a freezer or v2 directory among them")
         })?;
         Ok(Self { v2, dirs, leaf, inside: false })
@@ -122,16 +137,17 @@ impl Cgroup {
     }
 
     /// The directory of the hierarchy that has `controller` (`memory`, `cpuacct`, `systemd`); in a v2 tree always
-    /// the one directory.
+    /// the container's cgroup above the leaf: the leaf has no controllers, what is used in it is charged there.
     pub fn dir(&self, controller: &str) -> Option<BorrowedFd<'_>> {
         if self.v2 {
-            return self.dirs.first().map(|(_, dir)| dir.as_fd());
+            let found = self.dirs.iter().find(|(name, _)| name == CgroupFds::V2_LIMITS);
+            return found.map(|(_, dir)| dir.as_fd());
         }
         let found = self.dirs.iter().find(|(name, _)| name.split(',').any(|c| c == controller));
         found.map(|(_, dir)| dir.as_fd())
     }
 
-    /// The hierarchies, as they are called below `/sys/fs/cgroup`, with their directories.
+    /// The hierarchies, as they are called below `/sys/fs/cgroup`, with their directories (v2: as in [`CgroupFds`]).
     pub fn dirs(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
         self.dirs.iter().map(|(name, dir)| (name.as_str(), dir.as_fd()))
     }
@@ -177,7 +193,8 @@ impl Cgroup {
         control::kill(self.leaf(), self.leaf_is_v2())
     }
 
-    /// What the container has used, and its limits.
+    /// What the container has used, and its limits. Containers that share a cgroup (see [`Self::make_child`]) are
+    /// counted together, and with a root container the sandbox's own processes.
     ///
     /// # Errors
     /// As reading control files; absent files count as zero.
@@ -286,6 +303,11 @@ impl Cgroup {
     /// The directory above the leaf. The parent side opens leaves through a detached mount of that directory, so
     /// that `..` ends there.
     fn parent(&self) -> Result<OwnedFd> {
+        if self.v2
+            && let Some(limits) = self.dir("")
+        {
+            return Ok(limits.try_clone_to_owned()?);
+        }
         let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         openat(self.leaf(), "..", flags, Mode::empty())
             .map_err(|e| explain("opening the directory above the leaf", "cgroup", e))

@@ -7,6 +7,7 @@ use airlock_wire::error::Result;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
 
 #[path = "stats_json.rs"]
 mod json;
@@ -147,11 +148,7 @@ pub(super) fn read(cgroup: &Cgroup) -> Result<Stats> {
     let mut stats = Stats::default();
     let dir = |controller: &str| cgroup.dir(controller).map(Dir);
     if cgroup.v2() {
-        if let Some(dir) = dir("") {
-            read_v2(&dir, &mut stats)?;
-            stats.hugetlb = hugetlb(&dir, cgroup, true)?;
-        }
-        return Ok(stats);
+        return cgroup.dir("").map_or_else(|| Ok(Stats::default()), of_v2);
     }
     if let Some(dir) = dir("cpuacct") {
         cpuacct(&dir, &mut stats.cpu)?;
@@ -169,8 +166,19 @@ pub(super) fn read(cgroup: &Cgroup) -> Result<Stats> {
         stats.blkio = blkio_v1(&dir)?;
     }
     if let Some(dir) = dir("hugetlb") {
-        stats.hugetlb = hugetlb(&dir, cgroup, false)?;
+        stats.hugetlb = hugetlb(dir, false)?;
     }
+    Ok(stats)
+}
+
+/// Reads all controllers of one v2 cgroup.
+///
+/// # Errors
+/// As reading control files; absent files count as zero.
+pub fn of_v2(dir: BorrowedFd<'_>) -> Result<Stats> {
+    let mut stats = Stats::default();
+    read_v2(&Dir(dir), &mut stats)?;
+    stats.hugetlb = hugetlb(Dir(dir), true)?;
     Ok(stats)
 }
 
@@ -379,10 +387,11 @@ fn parse_io_stat(text: &str) -> Blkio {
 }
 
 /// Page sizes are found by listing the directory: the sandbox has no `/sys`.
-fn hugetlb(files: &dyn Files, cgroup: &Cgroup, v2: bool) -> Result<BTreeMap<String, Hugetlb>> {
+fn hugetlb(dir: Dir<'_>, v2: bool) -> Result<BTreeMap<String, Hugetlb>> {
     let end = if v2 { ".current" } else { ".usage_in_bytes" };
+    let files: &dyn Files = &dir;
     let mut all = BTreeMap::new();
-    for size in super::control::page_sizes(cgroup.dir("hugetlb"), end)? {
+    for size in super::control::page_sizes(dir.0, end)? {
         let file = |end: &str| format!("hugetlb.{size}.{end}");
         let entry = if v2 {
             let failcnt = get(&flat(files, &file("events"))?, "max");

@@ -88,8 +88,12 @@ impl Drop for Scratch {
 fn handle(scratch: &Scratch, v2: bool) -> Cgroup {
     let leaf = scratch.0.join("airlock-root");
     fs::create_dir(&leaf).unwrap();
-    let name = if v2 { "" } else { "freezer" };
-    Cgroup::new(v2, vec![(name.to_owned(), fs::File::open(leaf).unwrap().into())]).unwrap()
+    let leaf = fs::File::open(leaf).unwrap().into();
+    if v2 {
+        return Cgroup::new(v2, vec![("limits".to_owned(), scratch.open()), ("leaf".to_owned(), leaf)])
+            .unwrap();
+    }
+    Cgroup::new(v2, vec![("freezer".to_owned(), leaf)]).unwrap()
 }
 
 /// The life of a leaf: list, freeze, thaw, kill, a leaf beside it.
@@ -187,6 +191,54 @@ fn controllers_are_found_in_joint_hierarchies() {
     assert_eq!(e.kind, Kind::InvalidArgument);
     let unified = vec![(UNIFIED.to_owned(), fs::File::open("/tmp").unwrap().into())];
     assert!(Cgroup::new(false, unified).unwrap().v2_dir().is_some());
+}
+
+#[test]
+fn v2_has_a_leaf_and_limits() {
+    let temporary = tempfile::tempdir().unwrap();
+    let (limits, leaf) = (temporary.path(), temporary.path().join("airlock-c"));
+    fs::create_dir(&leaf).unwrap();
+    fs::write(limits.join("memory.current"), "4096\n").unwrap();
+    fs::write(limits.join("hugetlb.2MB.current"), "7\n").unwrap();
+    let open = |path: &Path| OwnedFd::from(fs::File::open(path).unwrap());
+    let named = |names: &[&str]| {
+        let dir = |name: &&str| ((*name).to_owned(), open(if *name == "leaf" { &leaf } else { limits }));
+        Cgroup::new(true, names.iter().map(dir).collect())
+    };
+    let hostile: [&[&str]; 7] = [
+        &[],
+        &["leaf"],
+        &["limits"],
+        &["", ""],
+        &["leaf", "leaf"],
+        &["leaf", "freezer"],
+        &["leaf", "limits", "x"],
+    ];
+    for names in hostile {
+        let e = named(names).unwrap_err();
+        assert!(e.kind == Kind::InvalidArgument && e.message.contains("limits"), "{names:?}: {e}");
+    }
+    for names in [["leaf", "limits"], ["limits", "leaf"]] {
+        let cgroup = named(&names).unwrap();
+        let stats = cgroup.stats().unwrap();
+        assert_eq!(
+            (stats.memory.usage.usage, stats.hugetlb["2MB"].usage),
+            (4096, 7),
+            "not those of the leaf"
+        );
+        assert_eq!(cgroup.read("memory", "memory.current").unwrap(), "4096\n");
+        assert!(cgroup.join_fd().unwrap().is_empty());
+        let same = |a: BorrowedFd<'_>, b: &Path| {
+            use std::os::unix::fs::MetadataExt;
+            nix::sys::stat::fstat(a).unwrap().st_ino == fs::metadata(b).unwrap().ino()
+        };
+        assert!(same(cgroup.v2_dir().unwrap(), &leaf) && same(cgroup.leaf(), &leaf));
+        // A further container's leaf is beside the first's, and shares the limits.
+        let other = cgroup.make_child("other").unwrap();
+        assert!(same(other.leaf(), &limits.join("airlock-other")) && same(other.dir("cpu").unwrap(), limits));
+        cgroup.remove_child("other").unwrap();
+        assert!(!limits.join("airlock-other").exists());
+    }
 }
 
 #[test]

@@ -40,7 +40,8 @@ pub struct CgroupView {
     pub v2: bool,
     /// v1 hierarchies as they are called below `/sys/fs/cgroup` (`cpu,cpuacct`, `systemd`, …).
     pub names: Vec<String>,
-    /// Detached mounts of the container's cgroups, in the order of `names` (one for v2); used when `new_ns` is false.
+    /// Detached mounts of the container's cgroups: with `v2` one for each cgroup mount of the spec, in spec order;
+    /// else in the order of `names`, used when `new_ns` is false.
     pub mounts: Vec<OwnedFd>,
     /// The caller is in a cgroup namespace of its own.
     pub new_ns: bool,

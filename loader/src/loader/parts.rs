@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::boot::FdTable;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, UNIFIED};
 use airlock_wire::api::boot::{ContainerFds, Namespace};
 use airlock_wire::error::Result;
 use std::os::fd::OwnedFd;
@@ -18,7 +18,7 @@ pub struct ContainerParts {
     pub devices: Vec<(String, OwnedFd)>,
     /// The container's cgroup; `None` makes one below the sandbox's.
     pub cgroup: Option<Cgroup>,
-    /// Detached cgroup mounts by hierarchy.
+    /// Detached cgroup mounts by hierarchy; of a pure v2 tree in spec order.
     pub cgroup_mounts: Vec<(String, OwnedFd)>,
     /// Namespaces to join.
     pub join: Vec<(Namespace, OwnedFd)>,
@@ -43,7 +43,12 @@ impl ContainerParts {
             .iter()
             .map(|d| Ok((d.name.clone(), table.take(d.dir)?)))
             .collect::<Result<Vec<_>>>()?;
-        let cgroup_mounts = names.into_iter().zip(table.take_all(&fds.cgroup.mounts)?).collect();
+        let mounts = table.take_all(&fds.cgroup.mounts)?;
+        let cgroup_mounts = if fds.cgroup.v2 {
+            mounts.into_iter().map(|fd| (UNIFIED.to_owned(), fd)).collect()
+        } else {
+            names.into_iter().zip(mounts).collect()
+        };
         // Filestores back overlays that the parent has already built; holding them is all there is to do.
         drop(table.take_all(&fds.filestores)?);
         Ok(Self {

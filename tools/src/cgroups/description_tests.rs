@@ -1,6 +1,7 @@
 //! What a description from a file may say, and what a spec asks for.
 
 use super::*;
+use airlock_wire::error::Kind;
 use std::fs;
 
 #[test]
@@ -25,9 +26,13 @@ fn hostile_descriptions_are_refused() {
         let bad = text.replace(from, to);
         assert_ne!(bad, text);
         let bad: Manager = serde_json::from_str(&bad).unwrap();
-        for e in
-            [bad.check(), bad.remove(), bad.kill_all(), bad.procs().map(drop), bad.open(true, true).map(drop)]
-        {
+        for e in [
+            bad.check(),
+            bad.remove(),
+            bad.kill_all(),
+            bad.procs().map(drop),
+            bad.open(true, &[View::Limits]).map(drop),
+        ] {
             assert_eq!(e.unwrap_err().kind, Kind::InvalidArgument);
         }
     }
@@ -56,10 +61,26 @@ fn what_a_spec_asks_for() {
             .unwrap()
     };
     let cgroup = r#"[{"destination":"/sys/fs/cgroup","type":"cgroup"}]"#;
-    assert!(needs_mounts(&spec("{}", cgroup)));
-    assert!(needs_mounts(&spec(r#"{"namespaces":[{"type":"cgroup","path":"/proc/1/ns/cgroup"}]}"#, cgroup)));
-    assert!(!needs_mounts(&spec(r#"{"namespaces":[{"type":"cgroup"}]}"#, cgroup)));
-    assert!(!needs_mounts(&spec("{}", "[]")));
+    let by_path = r#"{"namespaces":[{"type":"cgroup","path":"/proc/1/ns/cgroup"}]}"#;
+    let own = r#"{"namespaces":[{"type":"cgroup"}]}"#;
+    assert_eq!(views(&spec("{}", cgroup), false), [View::Limits]);
+    assert_eq!(views(&spec(by_path, cgroup), false), [View::Limits]);
+    assert_eq!(views(&spec(own, cgroup), false), []);
+    for v2 in [false, true] {
+        let bind = r#"[{"destination":"/sys/fs/cgroup","type":"cgroup","source":"/x","options":["bind"]}]"#;
+        assert_eq!(views(&spec("{}", "[]"), v2), []);
+        assert_eq!(views(&spec("{}", bind), v2), []);
+    }
+    let several = r#"[{"destination":"/a","type":"cgroup","options":["ro"]},{"destination":"/b","type":"cgroup2"},
+        {"destination":"/c","type":"tmpfs"},{"destination":"/d","type":"cgroup","options":["ro","rw"]},
+        {"destination":"/e","type":"cgroup2","options":["rro"]}]"#;
+    for linux in ["{}", by_path, own] {
+        assert_eq!(
+            views(&spec(linux, several), true),
+            [View::Limits, View::Leaf, View::Leaf, View::Limits],
+            "{linux}"
+        );
+    }
     let maps = r#""uidMappings":[{"containerID":0,"hostID":1000,"size":9}],
         "gidMappings":[{"containerID":5,"hostID":1,"size":1},{"containerID":0,"hostID":2000,"size":1}]"#;
     let user = format!(r#"{{"namespaces":[{{"type":"user"}}],{maps}}}"#);

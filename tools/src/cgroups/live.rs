@@ -2,32 +2,16 @@
 #![forbid(unsafe_code)]
 
 use super::{Hierarchy, Manager, open};
-use airlock_loader::cgroup::{Cgroup, Stats, control};
+use airlock_loader::cgroup::{Cgroup, Stats, control, stats};
 use airlock_wire::error::{Error, Kind, Result};
 use std::os::fd::{AsFd, OwnedFd};
 
 impl Manager {
-    /// The container's cgroups without leaves.
-    fn whole(&self) -> Result<Option<Cgroup>> {
-        self.handle(|m, h| m.open_existing(h, false))
-    }
-
-    /// The container's leaf alone, with nothing of the sandbox.
-    fn leaf_handle(&self) -> Result<Option<Cgroup>> {
-        self.handle(|m, h| if h.leaf { m.open_existing(h, true) } else { Ok(None) })
-    }
-
-    fn handle(&self, open: impl Fn(&Self, &Hierarchy) -> Result<Option<OwnedFd>>) -> Result<Option<Cgroup>> {
+    /// The container's leaf, and whether it has the files of v2; `None` when it is gone.
+    fn leaf_dir(&self) -> Result<Option<(OwnedFd, bool)>> {
         self.check()?;
-        let mut dirs = Vec::with_capacity(self.hierarchies.len());
-        for h in &self.hierarchies {
-            match open(self, h)? {
-                Some(dir) => dirs.push((h.name.clone(), dir)),
-                None if h.leaf => return Ok(None),
-                None => {}
-            }
-        }
-        if dirs.is_empty() { Ok(None) } else { Cgroup::new(self.v2, dirs).map(Some) }
+        let Some(h) = self.hierarchies.iter().find(|h| h.leaf) else { return Ok(None) };
+        Ok(self.open_existing(h, true)?.map(|dir| (dir, h.v2_files)))
     }
 
     /// The directory, or the leaf below it; `None` when it is gone.
@@ -46,7 +30,7 @@ impl Manager {
     /// # Errors
     /// As reading control files.
     pub fn procs(&self) -> Result<Vec<i32>> {
-        self.leaf_handle()?.map_or(Ok(Vec::new()), |c| c.procs())
+        self.leaf_dir()?.map_or(Ok(Vec::new()), |(leaf, _)| control::processes(leaf.as_fd()))
     }
 
     /// Pids of everything in the container's cgroups, loader and spawner too, in any hierarchy.
@@ -54,10 +38,11 @@ impl Manager {
     /// # Errors
     /// As reading control files.
     pub fn all_procs(&self) -> Result<Vec<i32>> {
+        self.check()?;
         let mut all = Vec::new();
-        if let Some(whole) = self.whole()? {
-            for (_, dir) in whole.dirs() {
-                all.extend(control::processes(dir)?);
+        for h in &self.hierarchies {
+            if let Some(dir) = self.open_existing(h, false)? {
+                all.extend(control::processes(dir.as_fd())?);
             }
         }
         all.sort_unstable();
@@ -70,7 +55,17 @@ impl Manager {
     /// # Errors
     /// As reading control files; a cgroup that is gone has used nothing.
     pub fn stats(&self) -> Result<Stats> {
-        self.whole()?.map_or_else(|| Ok(Stats::default()), |c| c.stats())
+        self.check()?;
+        let mut dirs = Vec::with_capacity(self.hierarchies.len());
+        for h in &self.hierarchies {
+            match self.open_existing(h, false)? {
+                Some(dir) if self.v2 => return stats::of_v2(dir.as_fd()),
+                Some(dir) => dirs.push((h.name.clone(), dir)),
+                None if h.leaf => return Ok(Stats::default()),
+                None => {}
+            }
+        }
+        if dirs.is_empty() { Ok(Stats::default()) } else { Cgroup::new(false, dirs)?.stats() }
     }
 
     /// Freezes or thaws the container's processes; loader and spawner go on. Blocks until they stand still, at most 5
@@ -79,9 +74,10 @@ impl Manager {
     /// # Errors
     /// [`Kind::NoSuchEntity`] when the cgroup is gone; [`Kind::Failure`] when a process does not stop in time.
     pub fn freeze(&self, on: bool) -> Result<()> {
-        let leaf = self.leaf_handle()?;
-        leaf.ok_or_else(|| Error::no_such_entity(format!("container {:?} has no cgroup", self.cid)))?
-            .freeze(on)
+        let (leaf, v2_files) = self
+            .leaf_dir()?
+            .ok_or_else(|| Error::no_such_entity(format!("container {:?} has no cgroup", self.cid)))?;
+        control::freeze(leaf.as_fd(), v2_files, on)
     }
 
     /// Whether the container's processes are frozen.
@@ -89,7 +85,7 @@ impl Manager {
     /// # Errors
     /// As reading control files.
     pub fn is_frozen(&self) -> Result<bool> {
-        self.leaf_handle()?.map_or(Ok(false), |c| c.frozen())
+        self.leaf_dir()?.map_or(Ok(false), |(leaf, v2_files)| control::is_frozen(leaf.as_fd(), v2_files))
     }
 
     /// Kills everything in the container's cgroups with SIGKILL, loader and spawner too, frozen or not. Does not wait.

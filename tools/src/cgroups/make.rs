@@ -1,7 +1,8 @@
 //! Makes the directories of a container, and unmakes them when something fails.
 #![forbid(unsafe_code)]
 
-use super::{CreateOptions, Hierarchy, Manager, SANDBOX_LEAF, open};
+use super::{CreateOptions, Hierarchy, Manager, open};
+use airlock_loader::cgroup::files::{Dir, Files};
 use airlock_loader::cgroup::{control, delegate, files};
 use airlock_wire::error::{Error, Kind, Result};
 use nix::errno::Errno;
@@ -104,6 +105,21 @@ fn check_unused(h: &Hierarchy, cid: &str) -> Result<()> {
     check_thawed(h, &h.path)
 }
 
+/// Refuses a v2 cgroup that no process can join: it hands controllers on to those below it.
+fn check_joinable(h: &Hierarchy) -> Result<()> {
+    let fd = open::open_dir(&h.path)?;
+    let enabled = Dir(fd.as_fd()).read("cgroup.subtree_control").unwrap_or_default();
+    let enabled: Vec<String> = enabled.split_whitespace().map(|c| format!("-{c}")).collect();
+    if enabled.is_empty() {
+        return Ok(());
+    }
+    let (path, off) = (h.path.display(), enabled.join(" "));
+    Err(Error::invalid_state(format!(
+        "cgroup {path} hands controllers on to the cgroups below it, so no process can join it: end that (echo '{off}' \
+         > {path}/cgroup.subtree_control), or give another linux.cgroupsPath"
+    )))
+}
+
 fn check_thawed(h: &Hierarchy, dir: &Path) -> Result<()> {
     if !h.leaf {
         return Ok(());
@@ -181,10 +197,10 @@ impl Manager {
                 }
             }
             if h.leaf {
-                self.make_leaf(h, &h.path.join(&leaf), remains, created)?;
-                if self.v2 && options.sandbox {
-                    self.make_leaf(h, &h.path.join(SANDBOX_LEAF), remains, created)?;
+                if self.v2 && !created.dirs.contains(&h.path) {
+                    check_joinable(h)?;
                 }
+                self.make_leaf(h, &h.path.join(&leaf), remains, created)?;
             }
             if h.name.split(',').any(|c| c == "cpuset") && !h.v2_files {
                 fill_cpusets(h)?;
@@ -220,7 +236,6 @@ impl Manager {
         let mut dirs = vec![h.path.clone()];
         if h.leaf {
             dirs.push(h.path.join(leaf));
-            dirs.extend(Some(h.path.join(SANDBOX_LEAF)).filter(|_| self.v2));
         }
         for dir in dirs {
             match open::open_dir(&dir) {
@@ -267,7 +282,6 @@ fn refused(dir: &Path, errno: Errno) -> Error {
 
 /// A new v1 cpuset is empty, and nobody can join an empty one: it gets its parent's CPUs and memory nodes.
 fn fill_cpusets(h: &Hierarchy) -> Result<()> {
-    use airlock_loader::cgroup::files::{Dir, Files};
     let below = h.path.strip_prefix(&h.mount).unwrap_or(Path::new(""));
     let mut parent = open::open_dir(&h.mount)?;
     let mut path = h.mount.clone();
@@ -287,14 +301,13 @@ fn fill_cpusets(h: &Hierarchy) -> Result<()> {
     Ok(())
 }
 
-/// Enables all available controllers from the root down to the container's cgroup, so that it and its leaves have
-/// their files. A controller that cannot be had is not an error here: a limit that needs it will name it.
+/// Enables all available controllers from the root down to the parent of the container's cgroup, so that it has their
+/// files. It does not hand them on: it has processes of its own. A controller that cannot be had is not an error here:
+/// a limit that needs it will name it.
 fn enable_controllers(h: &Hierarchy) {
-    use airlock_loader::cgroup::files::{Dir, Files};
     let below = h.path.strip_prefix(&h.mount).unwrap_or(Path::new(""));
     let mut path = h.mount.clone();
-    let mut names = below.iter();
-    loop {
+    for name in below {
         let Ok(fd) = open::open_dir(&path) else { return };
         let dir = Dir(fd.as_fd());
         let read = |file: &str| dir.read(file).unwrap_or_default();
@@ -311,7 +324,6 @@ fn enable_controllers(h: &Hierarchy) {
                 }
             }
         }
-        let Some(name) = names.next() else { return };
         path.push(name);
     }
 }

@@ -8,11 +8,14 @@
 //! ```text
 //! v1, in every hierarchy:  <path>                      limits; loader and spawner (join `tasks`)
 //!     freezer also:        <path>/airlock-<cid>        the container's processes
-//! v2:                      <path>                      limits, device program; no processes
-//!                          <path>/airlock-sandbox      loader and spawner (root containers only)
-//!                          <path>/airlock-<cid>        the container's processes; limits again, for programs
-//!                                                      that look themselves up
+//! v2:                      <path>                      limits, device program, statistics; loader and spawner
+//!                                                      (join `cgroup.procs`; root containers only)
+//!                          <path>/airlock-<cid>        the container's processes; no controllers
 //! ```
+//!
+//! So in both `/proc/<OCI pid>/cgroup` names `<path>`, where callers look for what a container uses. v2 lets a cgroup
+//! have processes and children only as long as it hands no controller on to the children: `<path>/cgroup.subtree_control`
+//! stays empty, and what the leaf uses is charged to `<path>`. Controllers are handed on down to the parent of `<path>`.
 #![forbid(unsafe_code)]
 
 mod donate;
@@ -28,29 +31,20 @@ pub use open::{OpenedCgroup, OpenedDir};
 
 use airlock_loader::cgroup::leaf_name;
 use airlock_loader::cgroup::resources::{self, apply_dir};
-use airlock_wire::error::{Error, Kind, Result};
+use airlock_loader::oci::mounts::{self, MountKind};
+use airlock_loader::sys::mount::MOUNT_ATTR_RDONLY;
+use airlock_wire::error::{Error, Result};
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 
-/// The v2 cgroup of loader and spawner below the container's: inner nodes of v2 hold no processes.
-pub const SANDBOX_LEAF: &str = "airlock-sandbox";
-
 /// How cgroups are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CreateOptions {
-    /// The container is the root container of a sandbox, whose loader and spawner live in the same cgroup.
-    pub sandbox: bool,
     /// User and group ids that the sandbox's root has on the host, when it is in a user namespace: they get the
     /// files through which processes join and freeze.
     pub owner: Option<(u32, u32)>,
-}
-
-impl Default for CreateOptions {
-    fn default() -> Self {
-        Self { sandbox: true, owner: None }
-    }
 }
 
 /// The cgroups of one container. The default has none: everything succeeds and finds nothing.
@@ -101,8 +95,8 @@ impl Manager {
     /// Plans the cgroups of container `cid` at `cgroups_path` (see [`path::locate`]). Nothing is made.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] for a bad path; [`Kind::InvalidState`] when the cgroup exists and has processes or
-    /// is frozen; [`Kind::Unsupported`] when no hierarchy is mounted, or `systemd` is asked for and does not run.
+    /// [`airlock_wire::error::Kind::InvalidArgument`] for a bad path; [`airlock_wire::error::Kind::InvalidState`] when the cgroup exists and has processes or
+    /// is frozen; [`airlock_wire::error::Kind::Unsupported`] when no hierarchy is mounted, or `systemd` is asked for and does not run.
     pub fn plan_path(cid: &str, cgroups_path: Option<&Path>, systemd: bool) -> Result<Self> {
         if systemd && !Path::new("/run/systemd/system").exists() {
             return Err(Error::unsupported(
@@ -159,7 +153,7 @@ impl Manager {
     /// Checks a description that came from a file: later steps trust its paths.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] for paths that are not plain and absolute, or not below their mount.
+    /// [`airlock_wire::error::Kind::InvalidArgument`] for paths that are not plain and absolute, or not below their mount.
     pub fn check(&self) -> Result<()> {
         let bad = |path: &Path| {
             Err(Error::invalid_argument(format!(
@@ -220,7 +214,6 @@ impl Manager {
                 let dir = open::open_dir(&h.path)?;
                 let at = |e: Error| e.context(h.path.display());
                 apply_dir(true, "", dir.as_fd(), given).map_err(at)?;
-                self.apply_to_leaf(h, given).map_err(at)?;
             }
             return Ok(());
         }
@@ -233,23 +226,6 @@ impl Manager {
             }
         }
         Ok(())
-    }
-
-    /// Repeats the limits that programs look up in their own cgroup. They hold from above already: a leaf without the
-    /// controller is no error.
-    fn apply_to_leaf(&self, h: &Hierarchy, given: &LinuxResources) -> Result<()> {
-        let leaf = match open::open_dir(&h.path.join(self.leaf()?)) {
-            Ok(leaf) => leaf,
-            Err(e) if e.kind == Kind::NoSuchEntity => return Ok(()),
-            Err(e) => return Err(e),
-        };
-        match apply_dir(true, "", leaf.as_fd(), &resources::for_leaf(given)) {
-            Err(e) if e.kind == Kind::Unsupported => {
-                log::debug!("limits are not repeated in the container's leaf: {e}");
-                Ok(())
-            }
-            other => other,
-        }
     }
 
     /// As [`Self::apply`], for `update` of a container that runs.
@@ -266,14 +242,37 @@ fn is_plain(path: &Path) -> bool {
     components.next() == Some(Component::RootDir) && components.all(|c| matches!(c, Component::Normal(_)))
 }
 
-/// Whether the spec mounts cgroups into a container that has no cgroup namespace of its own: then the parent has to
-/// donate mounts of the container's cgroups.
-pub fn needs_mounts(spec: &Spec) -> bool {
+/// What a container is to see of its cgroups, by a mount that the parent donates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum View {
+    /// v1: its directory in every hierarchy; where it has a leaf, that. v2: its cgroup, so that programs find their
+    /// limits. Not to be written to.
+    Limits,
+    /// v2, for a container that may write to its cgroups: its leaf. It would lift its limits otherwise, or leave the
+    /// leaf and with it all that acts on the leaf.
+    Leaf,
+}
+
+/// The detached mounts that a container of `spec` needs. v1: at most one, for all hierarchies, and none where the init
+/// mounts them itself, in a cgroup namespace of the container's own. v2: one for each cgroup mount of the spec, in spec
+/// order: that namespace's root is the leaf, which has no limits to be seen.
+pub fn views(spec: &Spec, v2: bool) -> Vec<View> {
     let namespaces = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
     let own = namespaces
         .is_some_and(|all| all.iter().any(|n| n.typ() == LinuxNamespaceType::Cgroup && n.path().is_none()));
-    let kind = |m: &oci_spec::runtime::Mount| matches!(m.typ().as_deref(), Some("cgroup" | "cgroup2"));
-    !own && spec.mounts().as_ref().is_some_and(|all| all.iter().any(kind))
+    let mut views = Vec::new();
+    for mount in spec.mounts().iter().flatten() {
+        let options = mounts::options(mount);
+        if !matches!(mounts::kind_of(mount, &options), MountKind::Cgroup | MountKind::Cgroup2) {
+            continue;
+        }
+        let read_only = options.new_mount_attrs() & MOUNT_ATTR_RDONLY != 0;
+        views.push(if read_only || !v2 { View::Limits } else { View::Leaf });
+    }
+    if !v2 {
+        views.truncate(usize::from(!own));
+    }
+    views
 }
 
 /// Who the container's root is on the host, if the spec makes a user namespace.

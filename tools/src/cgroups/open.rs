@@ -1,9 +1,10 @@
 //! Opens a container's cgroups for donation to its sandbox.
 #![forbid(unsafe_code)]
 
-use super::{Manager, SANDBOX_LEAF};
+use super::{Manager, View};
 use airlock_loader::cgroup::is_cgroup_fs;
 use airlock_loader::sys::mount;
+use airlock_wire::api::boot::CgroupFds;
 use airlock_wire::error::{Error, Result};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
@@ -14,23 +15,26 @@ use std::path::Path;
 /// Descriptors of a container's cgroups, as [`airlock_wire::api::boot::CgroupFds`] wants them.
 #[derive(Debug, Default)]
 pub struct OpenedCgroup {
-    /// Pure v2: one directory.
+    /// Pure v2: two directories, leaf and limits.
     pub v2: bool,
     /// The directories.
     pub dirs: Vec<OpenedDir>,
-    /// Detached mounts of them, in the same order, if asked for.
+    /// Detached mounts, if asked for: in v1 of the directories, in the same order; in v2 one for each [`View`].
     pub mounts: Vec<OwnedFd>,
+    /// The detached mounts through which the directories were reached. Closing them waits for a grace period of the
+    /// kernel, milliseconds on a busy machine: hand them to somebody who can do that when nobody waits for it.
+    pub kept: Vec<OwnedFd>,
 }
 
 /// A container's directory in one hierarchy.
 #[derive(Debug)]
 pub struct OpenedDir {
-    /// As the hierarchy is called below `/sys/fs/cgroup`; empty in a pure v2 tree.
+    /// As the hierarchy is called below `/sys/fs/cgroup`; in a pure v2 tree as [`CgroupFds`] calls the two directories.
     pub name: String,
     /// The directory: the container's leaf where there is one, else its cgroup. It was reached through a detached
     /// mount of the container's cgroup: `..` does not lead out of that.
     pub dir: OwnedFd,
-    /// Writing `0` there moves a process of the sandbox into the cgroup.
+    /// Writing `0` there moves a process of the sandbox into the cgroup (not into the leaf).
     pub join: Option<OwnedFd>,
 }
 
@@ -86,13 +90,13 @@ fn explain(path: &Path, errno: Errno) -> Error {
 }
 
 impl Manager {
-    /// Opens the directories. `with_join` adds the files through which the sandbox's own processes join,
-    /// `with_mounts` detached mounts to attach inside the container.
+    /// Opens the directories. `with_join` adds the files through which the sandbox's own processes join, `views` detached
+    /// mounts to attach inside the container (see [`super::views`]).
     ///
     /// # Errors
     /// [`airlock_wire::error::Kind::NoSuchEntity`] when a directory is gone,
     /// [`airlock_wire::error::Kind::Permission`] when it belongs to another user.
-    pub fn open(&self, with_join: bool, with_mounts: bool) -> Result<OpenedCgroup> {
+    pub fn open(&self, with_join: bool, views: &[View]) -> Result<OpenedCgroup> {
         self.check()?;
         let mut opened = OpenedCgroup { v2: self.v2, ..OpenedCgroup::default() };
         let mut stack = Stack(Vec::with_capacity(self.hierarchies.len()));
@@ -107,21 +111,33 @@ impl Manager {
                 (false, _) => None,
                 // Not `cgroup.procs`: in v1 that costs a grace period of several milliseconds.
                 (true, false) => Some(open("tasks", OFlag::O_WRONLY)?),
-                (true, true) if self.v2 => {
-                    Some(open(&format!("{SANDBOX_LEAF}/cgroup.procs"), OFlag::O_WRONLY)?)
-                }
                 (true, true) => Some(open("cgroup.procs", OFlag::O_WRONLY)?),
             };
             let leaf = if h.leaf { Some(self.leaf()?) } else { None };
             let dir = open(leaf.as_deref().unwrap_or("."), DIRECTORY)?;
-            if with_mounts {
+            if self.v2 {
+                let limits = open(".", DIRECTORY)?;
+                let at_leaf = h.path.join(leaf.as_deref().unwrap_or("."));
+                for view in views {
+                    let path = if *view == View::Leaf { &at_leaf } else { &h.path };
+                    opened.mounts.push(clone_mount(path).map_err(|e| explain(path, e))?);
+                }
+                let name = CgroupFds::V2_LEAF.to_owned();
+                opened.dirs.push(OpenedDir { name, dir, join: None });
+                opened.dirs.push(OpenedDir { name: CgroupFds::V2_LIMITS.to_owned(), dir: limits, join });
+                continue;
+            }
+            if !views.is_empty() {
                 let path = leaf.map_or_else(|| h.path.clone(), |leaf| h.path.join(leaf));
                 opened.mounts.push(clone_mount(&path).map_err(|e| explain(&path, e))?);
             }
             opened.dirs.push(OpenedDir { name: h.name.clone(), dir, join });
         }
-        opened.dirs.reverse();
-        opened.mounts.reverse();
+        if !self.v2 {
+            opened.dirs.reverse();
+            opened.mounts.reverse();
+        }
+        opened.kept = stack.0;
         Ok(opened)
     }
 }
@@ -138,12 +154,5 @@ impl Stack {
         }
         self.0.push(mount);
         &self.0[self.0.len() - 1]
-    }
-}
-
-impl Drop for Stack {
-    fn drop(&mut self) {
-        // The lowest holds all others.
-        while self.0.pop().is_some() {}
     }
 }

@@ -1,7 +1,7 @@
 //! Removes a container's cgroups once its processes are gone.
 #![forbid(unsafe_code)]
 
-use super::{Manager, SANDBOX_LEAF, open};
+use super::{Manager, open};
 use airlock_loader::cgroup::{control, remove_tree};
 use airlock_loader::sys::process::pidfd_open;
 use airlock_wire::error::{Error, Kind, Result};
@@ -43,9 +43,6 @@ impl Manager {
                     remove_empty(&h.path)?;
                 }
             } else if h.leaf && ours {
-                if self.v2 {
-                    remove_dir(&h.path.join(SANDBOX_LEAF), deadline)?;
-                }
                 remove_dir(&h.path.join(self.leaf()?), deadline)?;
             }
         }

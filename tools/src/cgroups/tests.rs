@@ -2,6 +2,7 @@
 
 use super::*;
 use airlock_loader::cgroup::Cgroup;
+use airlock_wire::error::Kind;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -135,12 +136,15 @@ fn sandbox_joins_and_container_joins_deeper() {
     }
     let (cid, path) = unique();
     let container = make(&cid, &path);
-    let opened = container.0.open(true, true).unwrap();
-    assert_eq!(opened.mounts.len(), opened.dirs.len());
+    let opened = container.0.open(true, &[View::Limits]).unwrap();
+    assert_eq!(opened.mounts.len(), if opened.v2 { 1 } else { opened.dirs.len() });
     // Stands for the loader: joins as the stage does.
     let mut loader = Command::new("sleep").arg("1000").spawn().unwrap();
     for dir in &opened.dirs {
-        nix::unistd::write(dir.join.as_ref().unwrap(), loader.id().to_string().as_bytes()).unwrap();
+        assert_eq!(dir.join.is_some(), !opened.v2 || dir.name == "limits");
+        if let Some(join) = &dir.join {
+            nix::unistd::write(join, loader.id().to_string().as_bytes()).unwrap();
+        }
         // A sandbox cannot climb from the directory that it got to the host's root.
         for climb in ["../../../../../../etc", "../../../../../../cgroup"] {
             let found = nix::sys::stat::fstatat(&dir.dir, climb, nix::fcntl::AtFlags::empty());
@@ -148,9 +152,8 @@ fn sandbox_joins_and_container_joins_deeper() {
         }
     }
     let place = fs::read_to_string(format!("/proc/{}/cgroup", loader.id())).unwrap();
-    let inside = place.lines().filter(|l| l.contains(path.to_str().unwrap())).count();
-    assert_eq!(inside, opened.dirs.len(), "{place}");
-    assert!(!place.contains(&container.0.leaf().unwrap()));
+    let inside = place.lines().filter(|l| l.ends_with(path.to_str().unwrap())).count();
+    assert_eq!(inside, container.0.hierarchies().len(), "{place}");
     // The loader's own view: the leaf, to which only new container processes go.
     let dirs = opened.dirs.into_iter().map(|d| (d.name, d.dir)).collect();
     let cgroup = Cgroup::new(opened.v2, dirs).unwrap().sandbox_inside();
@@ -299,14 +302,18 @@ fn undoing_removes_exactly_what_was_made() {
     inner.0.remove().unwrap();
     assert!(outer.0.hierarchies().iter().all(|h| h.path.is_dir() && !h.path.join("a").exists()));
     if outer.0.v2() {
-        let e = Manager::create(&cid, Some(&path), false, CreateOptions::default()).unwrap_err();
-        assert!(e.kind == Kind::InvalidState && e.message.contains(SANDBOX_LEAF), "{e}");
-    } else {
-        let (same, created) = Manager::create(&cid, Some(&path), false, CreateOptions::default()).unwrap();
-        assert_eq!(created.dirs().len(), 1, "only the leaf");
-        created.keep();
-        same.remove().unwrap();
+        // `inner` had the controllers handed on to it, as far as there are any: then nobody can join.
+        let file = outer.0.hierarchies()[0].path.join("cgroup.subtree_control");
+        for controller in fs::read_to_string(&file).unwrap().split_whitespace() {
+            let e = Manager::create(&cid, Some(&path), false, CreateOptions::default()).unwrap_err();
+            assert!(e.kind == Kind::InvalidState && e.message.contains(&format!("-{controller}")), "{e}");
+            fs::write(&file, format!("-{controller}")).unwrap();
+        }
     }
+    let (same, created) = Manager::create(&cid, Some(&path), false, CreateOptions::default()).unwrap();
+    assert_eq!(created.dirs().len(), 1, "only the leaf");
+    created.keep();
+    same.remove().unwrap();
     assert!(outer.0.hierarchies().iter().all(|h| h.path.is_dir()));
     outer.0.remove().unwrap();
     nothing_left(&outer.0);
@@ -404,7 +411,7 @@ fn owner_gets_the_files() {
         return;
     }
     let (cid, path) = unique();
-    let options = CreateOptions { sandbox: true, owner: Some((4242, 4343)) };
+    let options = CreateOptions { owner: Some((4242, 4343)) };
     let (manager, created) = Manager::create(&cid, Some(&path), false, options).unwrap();
     for h in manager.hierarchies() {
         let dir = if h.leaf { h.path.join(manager.leaf().unwrap()) } else { h.path.clone() };
@@ -434,12 +441,24 @@ fn pure_v2_inside() {
     owner_gets_the_files();
     let (cid, path) = unique();
     let container = make(&cid, &path);
-    // No controller is left for v2 here: what needs one names it.
+    let path = &container.0.hierarchies()[0].path;
+    // What needs a controller that v1 has names it.
     let e = container.0.apply(&resources(r#"{"memory":{"limit":1000000}}"#));
-    if !container.0.hierarchies()[0].path.join("memory.max").exists() {
+    if !path.join("memory.max").exists() {
         let e = e.unwrap_err();
         assert!(e.kind == Kind::Unsupported && e.message.contains("memory controller"), "{e}");
     }
+    // Limits and statistics are at the container's cgroup, which hands nothing on to the leaf.
+    assert_eq!(fs::read_to_string(path.join("cgroup.subtree_control")).unwrap().trim(), "");
+    let huge = container.0.apply(&resources(r#"{"hugepageLimits":[{"pageSize":"2MB","limit":4194304}]}"#));
+    if path.join("hugetlb.2MB.max").exists() {
+        huge.unwrap();
+        assert_eq!(fs::read_to_string(path.join("hugetlb.2MB.max")).unwrap().trim(), "4194304");
+        assert!(!path.join(container.0.leaf().unwrap()).join("hugetlb.2MB.max").exists());
+        assert!(container.0.stats().unwrap().hugetlb.contains_key("2MB"));
+    }
+    assert!(shell(&container.0, "true").status().unwrap().success());
+    assert!(container.0.stats().unwrap().cpu.total > 0);
 }
 
 /// Run by [`shared_mounts`] where all mounts are shared, as systemd has them.
@@ -451,7 +470,7 @@ fn shared_mounts_inside() {
     assert!(before.lines().any(|l| l.contains(" shared:") && l.contains(" - cgroup ")), "{before}");
     let (cid, path) = unique();
     let container = make(&cid, &path);
-    let opened = container.0.open(true, true).unwrap();
+    let opened = container.0.open(true, &[View::Limits]).unwrap();
     assert_eq!(table(), before);
     drop(opened);
     assert_eq!(table(), before);

@@ -36,25 +36,41 @@ pub enum Namespace {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CgroupFds {
-    /// True for a pure v2 tree: `dirs` has then one entry with an empty `controllers` text.
+    /// True for a pure v2 tree: `dirs` has then exactly two entries, [`CgroupFds::V2_LEAF`] and
+    /// [`CgroupFds::V2_LIMITS`].
     pub v2: bool,
     /// The cgroup's directory in each hierarchy.
     pub dirs: Vec<CgroupDir>,
-    /// Detached mounts of those directories, in the order of `dirs`: given only when the spec mounts cgroups and
-    /// has no cgroup namespace of its own.
+    /// Detached mounts for the container's `/sys/fs/cgroup`.
+    ///
+    /// v1: of `dirs`, in their order, and only when the spec mounts cgroups without a new cgroup namespace. v2: one
+    /// for each cgroup mount of the spec, in spec order, with a cgroup namespace too: of the container's cgroup,
+    /// where its limits are, if the spec mounts it read-only; else of the leaf, so that the container does not write
+    /// to its own limits. Without any, a container with a new cgroup namespace gets a mount of its leaf.
     pub mounts: Vec<Fd>,
+}
+
+impl CgroupFds {
+    /// In a pure v2 tree, the name of the directory with the container's processes and nothing else
+    /// (`<cgroup>/airlock-<cid>`): to list, freeze and kill. It has no controllers.
+    pub const V2_LEAF: &'static str = "leaf";
+    /// In a pure v2 tree, the name of the container's cgroup itself: limits, device program, statistics. The
+    /// sandbox's own processes are in that of the root container.
+    pub const V2_LIMITS: &'static str = "limits";
 }
 
 /// One hierarchy's directory of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CgroupDir {
-    /// As the hierarchy is called below `/sys/fs/cgroup` (`cpu,cpuacct`, `freezer`, `systemd`); empty for v2.
+    /// As the hierarchy is called below `/sys/fs/cgroup` (`cpu,cpuacct`, `freezer`, `systemd`); in a pure v2 tree
+    /// [`CgroupFds::V2_LEAF`] or [`CgroupFds::V2_LIMITS`].
     pub name: String,
-    /// The directory, opened `O_DIRECTORY`. For v1 `freezer` and for v2 this is the container's leaf
-    /// (`airlock-<cid>`), for all others the container's cgroup itself.
+    /// The directory, opened `O_DIRECTORY`. For v1 `freezer` (for `unified` where there is no v1 freezer) and v2
+    /// `leaf` this is the container's leaf (`airlock-<cid>`), for all others the container's cgroup itself.
     pub dir: Fd,
-    /// The file through which a process of the *sandbox* joins (v1 `tasks` or v2 `cgroup.procs`), opened for
-    /// writing; only in the boot message.
+    /// The file through which a process of the *sandbox* joins the container's cgroup, not its leaf (v1 `tasks` or v2
+    /// `cgroup.procs`), opened for writing; only in the boot message, and for v2 with `limits`. (v1 `freezer`: of the
+    /// directory above the leaf.)
     pub join: Option<Fd>,
 }
 

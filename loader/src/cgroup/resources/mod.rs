@@ -162,24 +162,6 @@ pub fn check_v1<'a>(names: impl Iterator<Item = &'a str> + Clone, resources: &Li
     Ok(())
 }
 
-/// The part of `resources` that programs inside a container look up in their own cgroup, for the v2 leaf below the
-/// container's cgroup: memory, cpu bandwidth, pids and huge pages. Relative weights, placement and devices hold for
-/// the whole tree from above.
-pub fn for_leaf(resources: &LinuxResources) -> LinuxResources {
-    let mut leaf = LinuxResources::default();
-    leaf.set_memory(resources.memory().map(|mut m| {
-        m.set_reservation(None);
-        m
-    }));
-    leaf.set_cpu(resources.cpu().clone().map(|mut c| {
-        c.set_shares(None).set_idle(None).set_cpus(None).set_mems(None);
-        c
-    }));
-    leaf.set_pids(*resources.pids());
-    leaf.set_hugepage_limits(resources.hugepage_limits().clone());
-    leaf
-}
-
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;

@@ -264,12 +264,3 @@ fn missing_v1_controllers_are_named() {
         ["cpu", "cpuset", "memory", "pids", "blkio", "net_cls", "net_prio", "rdma", "devices"]
     );
 }
-
-#[test]
-fn leaf_gets_what_programs_look_up() {
-    let spec = r#"{"cpu":{"shares":5,"quota":1000,"cpus":"0"},"memory":{"limit":5,"reservation":1},
-        "pids":{"limit":3},"devices":[{"allow":false}],"blockIO":{"weight":10}}"#;
-    let leaf = for_leaf(&resources(spec));
-    assert_eq!(needed_v1(&leaf), ["cpu", "memory", "pids"]);
-    assert_eq!(leaf.cpu().as_ref().unwrap().shares(), None);
-}

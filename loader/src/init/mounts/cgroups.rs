@@ -43,17 +43,20 @@ pub(super) fn mount(builder: &mut Builder<'_>, entry: &Entry<'_>) -> Result<()> 
 
 fn v2(builder: &mut Builder<'_>, entry: &Entry<'_>) -> Result<()> {
     let attrs = attributes(builder, entry);
-    let fd = if builder.cgroup.new_ns {
-        fresh("cgroup2", entry, attrs.set, &[])?
-    } else {
-        let donated = if builder.cgroup.v2 { builder.cgroup.mounts.pop() } else { None };
-        let fd = donated.ok_or_else(|| {
-            Error::invalid_argument(
+    let donated = &mut builder.cgroup.mounts;
+    let donated = if builder.cgroup.v2 && !donated.is_empty() { Some(donated.remove(0)) } else { None };
+    let fd = match donated {
+        // It has the limits, which a mount of our own namespace's root would not show: that is the leaf below.
+        Some(fd) => {
+            restrict(fd.as_fd(), attrs)?;
+            fd
+        }
+        None if builder.cgroup.new_ns => fresh("cgroup2", entry, attrs.set, &[])?,
+        None => {
+            return Err(Error::invalid_argument(
                 "without a cgroup namespace the container's cgroup has to be donated, and none came",
-            )
-        })?;
-        restrict(fd.as_fd(), attrs)?;
-        fd
+            ));
+        }
     };
     set_propagation(fd.as_fd(), &entry.options)?;
     builder.attach_at_destination(fd, entry)
