@@ -63,6 +63,17 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     private_file(path)?.write_all(bytes)
 }
 
+/// Puts `new` in the place of `path`. Not by renaming over it where that can be helped: ext4 then starts writing the
+/// new file to disk, and removing it soon after waits for that, milliseconds for a file that lives as long.
+fn replace(new: &Path, path: &Path) -> std::io::Result<()> {
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    match renameat2(AT_FDCWD, new, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE) {
+        Ok(()) => std::fs::remove_file(new),
+        // There is nothing to exchange it with, or the file system cannot.
+        Err(_) => std::fs::rename(new, path),
+    }
+}
+
 /// Writes `path` so that a reader sees the old or the new text and nothing between.
 pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
@@ -83,7 +94,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
             }
             f.write_all(bytes)
         })
-        .and_then(|()| std::fs::rename(&temporary, path));
+        .and_then(|()| replace(&temporary, path));
     written.map_err(|e| {
         let _ = std::fs::remove_file(&temporary);
         Error::from(e).context(format!("write {}", path.display()))
