@@ -165,6 +165,8 @@ pub struct Container {
     pub(crate) tty: Mutex<Option<OwnedFd>>,
     pub(crate) seccomp: OnceLock<Option<Vec<u8>>>,
     pub(crate) own_pid_namespace: OnceLock<bool>,
+    /// `CLONE_NEW*` flags of what an exec has to enter: where the container differs from the spawner.
+    pub(crate) namespaces: OnceLock<i32>,
     /// The loader itself made the cgroup leaf.
     pub(crate) made_leaf: AtomicBool,
     pub(crate) life: Mutex<Life>,
@@ -181,6 +183,7 @@ impl Container {
             tty: Mutex::new(tty),
             seccomp: OnceLock::new(),
             own_pid_namespace: OnceLock::new(),
+            namespaces: OnceLock::new(),
             made_leaf: AtomicBool::new(false),
             life: Mutex::new(Life {
                 state: State::Creating,

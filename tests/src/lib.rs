@@ -7,6 +7,8 @@
 
 pub mod bench;
 pub mod bundle;
+pub mod fds;
+pub mod interop;
 pub mod leaks;
 pub mod urpc;
 pub mod oci;

@@ -9,7 +9,7 @@ use airlock_loader::oci::compat;
 use airlock_loader::oci::namespaces::joined;
 use airlock_wire::api::boot::Namespace;
 use airlock_wire::error::{Error, Result};
-use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceType, Spec};
 use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::Read;
@@ -217,6 +217,46 @@ pub fn host_pid(spec: &Spec) -> bool {
     !namespaces(spec).iter().any(|n| n.typ() == LinuxNamespaceType::Pid)
 }
 
+/// For a user namespace that is joined, the mappings that it has: the container's files are opened for them. `None` when
+/// none is joined, or the configuration says them.
+///
+/// # Errors
+/// They are not to be had: a path tells them only if it is `/proc/<pid>/ns/user`.
+pub fn with_joined_mappings(bundle: &Bundle) -> Result<Option<Bundle>> {
+    let user = namespaces(&bundle.spec).iter().find(|n| n.typ() == LinuxNamespaceType::User);
+    let (Some(path), Some(linux)) = (user.and_then(joined), bundle.spec.linux()) else { return Ok(None) };
+    if linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty()) {
+        return Ok(None);
+    }
+    let process = path.parent().and_then(Path::parent).filter(|_| path.ends_with("ns/user"));
+    let process = process.filter(|p| p.parent() == Some(Path::new("/proc"))).ok_or_else(|| {
+        Error::invalid_argument(format!(
+            "linux.uidMappings, linux.gidMappings: say which mappings the user namespace {} has, which \
+             linux.namespaces joins",
+            path.display()
+        ))
+    })?;
+    let mut bundle = bundle.clone();
+    if let Some(linux) = bundle.spec.linux_mut() {
+        linux.set_uid_mappings(Some(read_map(&process.join("uid_map"))?));
+        linux.set_gid_mappings(Some(read_map(&process.join("gid_map"))?));
+    }
+    Ok(Some(bundle))
+}
+
+/// Reads a file of the form of `/proc/<pid>/uid_map`.
+fn read_map(path: &Path) -> Result<Vec<LinuxIdMapping>> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::from(e).context(format!("read {}", path.display())))?;
+    let bad = || Error::failure(format!("{} is not to be understood: {text:?}", path.display()));
+    let line = |line: &str| {
+        let numbers: Option<Vec<u32>> = line.split_ascii_whitespace().map(|n| n.parse().ok()).collect();
+        let [inside, outside, size] = numbers?[..] else { return None };
+        LinuxIdMappingBuilder::default().container_id(inside).host_id(outside).size(size).build().ok()
+    };
+    text.lines().map(|l| line(l).ok_or_else(bad)).collect()
+}
+
 /// The id maps of the user namespace that the configuration asks to make; `None` when it asks for none.
 pub fn id_maps(spec: &Spec) -> Result<Option<IdMaps>> {
     if !namespaces(spec).iter().any(|n| n.typ() == LinuxNamespaceType::User && joined(n).is_none()) {
@@ -310,6 +350,35 @@ mod tests {
         assert_eq!(maps, IdMaps { uids: "0 100000 65536\n".into(), gids: "0 7 1\n1 9 2\n".into() });
         assert!(id_maps(&spec(r#","linux":{"namespaces":[{"type":"user"}]}"#)).is_err());
         assert_eq!(id_maps(&spec("")).unwrap(), None);
+    }
+
+    #[test]
+    fn mappings_of_a_joined_user_namespace_are_found_or_asked_for() {
+        let bundle = |path: &str, more: &str| {
+            let text = format!(
+                r#"{{"ociVersion":"1.0.2","linux":{{"namespaces":[{{"type":"user","path":"{path}"}}]{more}}}}}"#
+            );
+            Bundle::from_text("/".into(), text).unwrap()
+        };
+        let found = with_joined_mappings(&bundle("/proc/self/ns/user", "")).unwrap().unwrap();
+        let lines: Vec<String> = std::fs::read_to_string("/proc/self/uid_map")
+            .unwrap()
+            .lines()
+            .map(|l| l.split_ascii_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        let linux = found.spec.linux().as_ref().unwrap();
+        let ours: Vec<String> = linux
+            .uid_mappings()
+            .iter()
+            .flatten()
+            .map(|m| format!("{} {} {}", m.container_id(), m.host_id(), m.size()))
+            .collect();
+        assert_eq!(ours, lines);
+        let said = r#","uidMappings":[{"containerID":0,"hostID":1,"size":1}]"#;
+        assert!(with_joined_mappings(&bundle("/proc/self/ns/user", said)).unwrap().is_none());
+        assert!(with_joined_mappings(&bundle("", "")).unwrap().is_none());
+        let error = with_joined_mappings(&bundle("/run/userns/x", "")).unwrap_err();
+        assert!(error.message.contains("linux.uidMappings"), "{error}");
     }
 
     #[test]

@@ -42,9 +42,6 @@ pub(super) struct LoaderStart {
     pub handlers: Handlers,
 }
 
-/// What the kernel shows for users without a mapping (user_namespaces(7)).
-const OVERFLOW_UID: u32 = 65534;
-
 /// Capabilities the loader keeps: signals to any user's processes, and looking into them.
 const KEPT: u64 = 1 << 5 /* KILL */ | 1 << 19 /* SYS_PTRACE */ | 1 << 2 /* DAC_READ_SEARCH */;
 

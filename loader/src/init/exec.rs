@@ -77,15 +77,8 @@ fn prepare(order: &ExecOrder, fds: Vec<OwnedFd>) -> Result<Prepared> {
     let final_cpus = affinity.and_then(|a| a.cpu_affinity_final().clone());
     fds::join_cgroups(&fds.cgroup_join)?;
     let init = fds.init.take().ok_or_else(|| Error::failure("no init to enter"))?;
-    process::setns(
-        init.as_fd(),
-        libc::CLONE_NEWNS
-            | libc::CLONE_NEWCGROUP
-            | libc::CLONE_NEWIPC
-            | libc::CLONE_NEWUTS
-            | libc::CLONE_NEWNET,
-    )
-    .map_err(|e| Error::from(e).context("entering the container's namespaces (has it just stopped?)"))?;
+    process::setns(init.as_fd(), order.namespaces)
+        .map_err(|e| Error::from(e).context("entering the container's namespaces (has it just stopped?)"))?;
     drop(init);
     if process.oom_score_adj().is_some() {
         super::write_oom_score(&paths::ProcHandle::open()?, process.oom_score_adj())?;

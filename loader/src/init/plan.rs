@@ -88,6 +88,9 @@ pub struct CreateOrder {
 /// Order to become an additional process of a container.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ExecOrder {
+    /// `CLONE_NEW*` flags of the namespaces in which the container differs from the spawner. Entering any other is
+    /// superfluous, and forbidden in a user namespace for those that are the host's.
+    pub namespaces: i32,
     /// OCI `process` object as JSON.
     pub process: String,
     /// Compiled seccomp program of the container ([`crate::seccomp::Program::to_bytes`]).

@@ -90,7 +90,13 @@ impl Loader {
         fds.extend(request.exec);
         fds.extend(request.pass.into_iter().map(|(_, fd)| fd));
         let personality = container.spec.get().and_then(personality_of);
-        let order = Order::Exec(ExecOrder { process: request.process, seccomp, personality, fds: layout });
+        let order = Order::Exec(ExecOrder {
+            namespaces: container.namespaces.get().copied().unwrap_or(libc::CLONE_NEWNS),
+            process: request.process,
+            seccomp,
+            personality,
+            fds: layout,
+        });
         let outcome = (|| {
             let mut refs: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
             refs.push(init.pidfd());

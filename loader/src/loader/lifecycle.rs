@@ -7,6 +7,7 @@ use crate::container::{Container, Process, State, lock};
 use crate::init::plan::{Answer, CreateOrder, FdLayout, Order};
 use crate::oci::namespaces::joined;
 use crate::spawner::{Placement, Spawned};
+use airlock_wire::api::boot::Namespace;
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Kind, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -88,6 +89,7 @@ impl Loader {
         let _ = container.spec.set(spec);
         let (placement_pid, own) = self.pid_namespace(container)?;
         let _ = container.own_pid_namespace.set(own);
+        let _ = container.namespaces.set(own_namespaces(container, &parts));
         if parts.tty.is_none() {
             parts.tty = lock(&container.tty).take();
         }
@@ -334,6 +336,25 @@ fn kill_init(container: &Container) -> Option<Arc<Process>> {
     }
     let _ = init.signal(libc::SIGKILL);
     Some(init)
+}
+
+/// The namespaces, as `CLONE_NEW*` flags, in which a container differs from the spawner: its mounts always (the spawner
+/// sits in an empty root), its cgroups if it has a namespace for them, and what it joins beyond its sandbox's.
+fn own_namespaces(container: &Container, parts: &ContainerParts) -> i32 {
+    let namespaces =
+        container.spec.get().and_then(|s| s.linux().as_ref()).and_then(|l| l.namespaces().as_ref());
+    let cgroup = namespaces.is_some_and(|all| all.iter().any(|n| n.typ() == LinuxNamespaceType::Cgroup));
+    let joined = parts.join.iter().map(|(kind, _)| match kind {
+        Namespace::Network => libc::CLONE_NEWNET,
+        Namespace::Ipc => libc::CLONE_NEWIPC,
+        Namespace::Uts => libc::CLONE_NEWUTS,
+        Namespace::Cgroup => libc::CLONE_NEWCGROUP,
+        Namespace::User => libc::CLONE_NEWUSER,
+        // Chosen when the process is forked.
+        Namespace::Pid | Namespace::Time | Namespace::Mount => 0,
+    });
+    let cgroup = if cgroup { libc::CLONE_NEWCGROUP } else { 0 };
+    joined.fold(libc::CLONE_NEWNS | cgroup, |all, flag| all | flag)
 }
 
 /// Blocks until `process` has ended.

@@ -45,6 +45,8 @@ pub fn create(dir: &StateDir, id: &str, bundle: &Bundle, options: CreateOptions)
     airlock_loader::oci::validate::validate(&bundle.spec)?;
     airlock_loader::oci::validate::validate_host(&bundle.spec)?;
     check_terminal(bundle.terminal(), !options.attached, options.console_socket.is_some())?;
+    let mapped = podspec::with_joined_mappings(bundle)?;
+    let bundle = mapped.as_ref().unwrap_or(bundle);
     match podspec::placement(&bundle.spec, id)? {
         Placement::Sandbox => create_sandbox(dir, id, bundle, options),
         Placement::Pod(sandbox_id)
