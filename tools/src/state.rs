@@ -12,6 +12,7 @@ use crate::process::ProcessId;
 use airlock_wire::api::airlock as api;
 use airlock_wire::client::{Client, Dialect};
 use airlock_wire::error::{Error, Kind, Result};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
@@ -21,12 +22,14 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The longest container id: a cgroup named `airlock-<id>` must fit a file name.
 const MAX_ID: usize = 240;
 /// A state file larger than this is not one of ours.
 const MAX_STATE: u64 = 16 << 20;
+/// Between two looks at a lock that somebody else holds.
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// A sandbox that lives answers at once; one that is stuck must not hold up `list`.
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
 
@@ -288,21 +291,43 @@ impl StateDir {
     /// Takes the lock of container `id`, waiting for whoever holds it. Fails with `container does not exist` when there
     /// is no such container, also when it goes away meanwhile.
     pub fn lock(&self, id: &str) -> Result<Lock> {
+        self.take_lock(id, || Ok(FlockArg::LockExclusive))?.ok_or_else(|| missing(id))
+    }
+
+    /// As [`StateDir::lock`], but gives up after `limit`: `None`.
+    pub fn lock_within(&self, id: &str, limit: Duration) -> Result<Option<Lock>> {
+        let end = Instant::now() + limit;
+        let mut first = true;
+        self.take_lock(id, || {
+            // The kernel wakes nobody at a deadline: whoever has one must look again and again.
+            if !std::mem::take(&mut first) {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            if Instant::now() < end { Ok(FlockArg::LockExclusiveNonblock) } else { Err(()) }
+        })
+    }
+
+    /// Tries to take the lock in the way that `how` says each time; `None` when it says to stop.
+    fn take_lock(
+        &self,
+        id: &str,
+        mut how: impl FnMut() -> std::result::Result<FlockArg, ()>,
+    ) -> Result<Option<Lock>> {
         check_id(id)?;
         let path = self.dir(id).join("lock");
         loop {
-            let file = match OpenOptions::new().append(true).create(true).mode(0o600).open(&path) {
+            let mut file = match OpenOptions::new().append(true).create(true).mode(0o600).open(&path) {
                 Ok(file) => file,
                 Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                     return Err(missing(id));
                 }
                 Err(e) => return Err(Error::from(e).context(format!("open {}", path.display()))),
             };
-            let mut waiting = file;
             let flock = loop {
-                match Flock::lock(waiting, FlockArg::LockExclusive) {
+                let Ok(arg) = how() else { return Ok(None) };
+                match Flock::lock(file, arg) {
                     Ok(flock) => break flock,
-                    Err((file, nix::errno::Errno::EINTR)) => waiting = file,
+                    Err((back, Errno::EINTR | Errno::EWOULDBLOCK)) => file = back,
                     Err((_, e)) => return Err(Error::from(e).context(format!("lock {}", path.display()))),
                 }
             };
@@ -310,7 +335,7 @@ impl StateDir {
             let mine = flock.metadata().map_err(|e| Error::from(e).context("lock"))?;
             match std::fs::metadata(&path) {
                 Ok(now) if now.ino() == mine.ino() && now.dev() == mine.dev() => {
-                    return Ok(Lock { _flock: flock });
+                    return Ok(Some(Lock { _flock: flock }));
                 }
                 _ => continue,
             }
@@ -339,7 +364,7 @@ impl StateDir {
                 nix::fcntl::RenameFlags::RENAME_NOREPLACE,
             )
             .map_err(|e| match e {
-                nix::errno::Errno::EEXIST => Error::invalid_state(format!(
+                Errno::EEXIST => Error::invalid_state(format!(
                     "container with given ID already exists: {}: choose another id or delete that container first",
                     state.id
                 )),

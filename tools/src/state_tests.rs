@@ -2,6 +2,7 @@ use super::*;
 use airlock_wire::error::Kind;
 use std::os::unix::fs::FileTypeExt;
 use std::sync::mpsc;
+use std::time::Duration;
 
 /// A state directory that is thrown away.
 fn dir() -> (tempfile::TempDir, StateDir) {
@@ -193,4 +194,14 @@ fn a_root_must_be_a_directory() {
     std::fs::write(&file, "").unwrap();
     assert_eq!(StateDir::open(&file).unwrap_err().kind, Kind::InvalidArgument);
     assert!(StateDir::open(&file.join("below")).is_err());
+}
+
+#[test]
+fn waiting_for_a_lock_can_be_limited() {
+    let (_t, dir) = dir();
+    let lock = dir.create(&state("c", Phase::Created)).unwrap();
+    assert!(dir.lock_within("c", Duration::from_millis(20)).unwrap().is_none());
+    drop(lock);
+    assert!(dir.lock_within("c", Duration::from_secs(10)).unwrap().is_some());
+    assert_eq!(dir.lock_within("d", Duration::from_secs(10)).unwrap_err().kind, Kind::NoSuchEntity);
 }

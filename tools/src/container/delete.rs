@@ -2,16 +2,24 @@
 
 #![forbid(unsafe_code)]
 
+use crate::cgroups::Manager;
+use crate::files::connect_stream;
 use crate::gofer;
 use crate::hooks::{self, HookState};
 use crate::process::ProcessId;
-use crate::state::{State, StateDir, Status};
+use crate::state::{Lock, Phase, State, StateDir, Status};
 use airlock_wire::api::container_manager::DestroySubcontainer;
+use airlock_wire::api::lifecycle::Shutdown;
+use airlock_wire::api::types::Empty;
+use airlock_wire::client::{Client, Dialect};
 use airlock_wire::error::{Error, Kind, Result};
 use std::time::Duration;
 
 /// A killed process that has not ended by then is stuck in the kernel.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long `delete --force` waits for another command that is at work on the same container.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
 /// How `delete` goes about it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,15 +44,10 @@ pub fn delete(dir: &StateDir, id: &str, options: DeleteOptions) -> Result<()> {
 }
 
 fn delete_existing(dir: &StateDir, id: &str, options: DeleteOptions) -> Result<()> {
-    let lock = dir.lock(id)?;
+    let lock = if options.force { force_lock(dir, id)? } else { Some(dir.lock(id)?) };
     let state = match dir.load(id) {
         Ok(state) => state,
-        // A state that nobody can read: the sandbox, if there is one, can only be found by its socket.
-        Err(e) if options.force && e.kind != Kind::NoSuchEntity => return dir.remove(id),
-        Err(e) if options.force => {
-            log::debug!("{e}");
-            return dir.remove(id);
-        }
+        Err(e) if options.force => return remove_unreadable(dir, id, &e),
         Err(e) => return Err(e),
     };
     if !options.force {
@@ -64,6 +67,53 @@ fn delete_existing(dir: &StateDir, id: &str, options: DeleteOptions) -> Result<(
         log::warn!("container {id}: {e}");
     }
     Ok(())
+}
+
+/// Waits for another command that is at work on the container, but not for ever: one that makes it and hangs (in a hook,
+/// say) is killed, one that does anything else is overtaken.
+fn force_lock(dir: &StateDir, id: &str) -> Result<Option<Lock>> {
+    if let Some(lock) = dir.lock_within(id, LOCK_LIMIT)? {
+        return Ok(Some(lock));
+    }
+    if let Ok(State { phase: Phase::Creating { by }, .. }) = dir.load(id) {
+        log::warn!("container {id}: killing process {}, which does not finish creating it", by.pid);
+        kill(by)?;
+    }
+    dir.lock_within(id, LOCK_LIMIT)
+}
+
+/// Removes a container whose state nobody can read. Its sandbox, if it has one, can only be found by its socket.
+fn remove_unreadable(dir: &StateDir, id: &str, error: &Error) -> Result<()> {
+    log::warn!("{error}");
+    if let Ok(stream) = connect_stream(&dir.control_socket(id)) {
+        let mut client = Client::from_stream(stream, Dialect::Binary);
+        let ended =
+            client.set_timeout(Some(KILL_LIMIT)).and_then(|()| client.call::<Shutdown>(&Empty {}, &[]));
+        if let Err(e) = ended
+            && e.kind != Kind::Disconnected
+        {
+            log::warn!("end the sandbox of container {id}: {e}");
+        }
+    }
+    // Its cgroup follows from its configuration, if that is still to be read.
+    let config = dir.config(id).ok().and_then(|text| serde_json::from_str(&text).ok());
+    if let Some(spec) = config {
+        let removed = (|| {
+            // The sandbox may still be on its way out.
+            for pid in Manager::plan(&spec, id, false)?.all_procs()? {
+                if let Ok(process) = ProcessId::of(pid) {
+                    process.wait(Some(KILL_LIMIT))?;
+                }
+            }
+            let cgroup = Manager::plan(&spec, id, false)?;
+            cgroup.kill_all()?;
+            cgroup.remove()
+        })();
+        if let Err(e) = removed {
+            log::warn!("container {id}: {e}");
+        }
+    }
+    dir.remove(id)
 }
 
 /// Kills and removes everything of a container but runs no hooks. The caller holds the lock. With `force`, a cgroup or

@@ -16,7 +16,7 @@ use airlock_wire::api::airlock as api;
 use airlock_wire::api::boot::ContainerFds;
 use airlock_wire::api::types::{FdMapping, SpecJson};
 use airlock_wire::client::Client;
-use airlock_wire::error::{Error, Result};
+use airlock_wire::error::{Error, Kind, Result};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -85,7 +85,10 @@ pub fn exec(dir: &StateDir, id: &str, options: ExecOptions) -> Result<Executed> 
     donated.exec = options.exec.map(|fd| fds.push(fd));
     let request =
         api::ExecRequest { cid: id.to_owned(), process: SpecJson(Some(options.process)), fds: donated };
-    let reply = client.call::<api::Exec>(&request, &fds.as_fds())?;
+    let reply = client.call::<api::Exec>(&request, &fds.as_fds()).map_err(|e| {
+        // The container was killed meanwhile, and its sandbox ended with it.
+        if e.kind == Kind::Disconnected { stopped(id) } else { e }
+    })?;
     drop(fds);
     let mut passed = reply.fds;
     let listener = if reply.value.has_seccomp_listener { passed.pop() } else { None };
@@ -127,18 +130,21 @@ pub fn exec(dir: &StateDir, id: &str, options: ExecOptions) -> Result<Executed> 
     proxy::supervise(&target, supervise, signals, foreground).map(Executed::Ended)
 }
 
+fn stopped(id: &str) -> Error {
+    Error::invalid_state(format!("cannot exec in a stopped container: container {id} not running"))
+}
+
 /// Connects to the container's sandbox after making sure that the container takes processes.
 fn connect_running(dir: &StateDir, state: &State, ignore_paused: bool) -> Result<Client> {
     let id = &state.id;
-    let stopped =
-        || Error::invalid_state(format!("cannot exec in a stopped container: container {id} not running"));
     if !state.loader.is_alive() {
-        return Err(stopped());
+        return Err(stopped(id));
     }
-    let mut client = dir.connect(state).map_err(|e| if state.loader.is_alive() { e } else { stopped() })?;
-    let info = client.call::<api::Info>(&api::ContainerId { cid: id.clone() }, &[])?.value;
+    let mut client = dir.connect(state).map_err(|e| if state.loader.is_alive() { e } else { stopped(id) })?;
+    let info = client.call::<api::Info>(&api::ContainerId { cid: id.clone() }, &[]);
+    let info = info.map_err(|e| if e.kind == Kind::Disconnected { stopped(id) } else { e })?.value;
     match info.status.as_str() {
-        "stopped" => Err(stopped()),
+        "stopped" => Err(stopped(id)),
         "paused" if !ignore_paused => Err(Error::invalid_state(format!(
             "cannot exec in a paused container: resume {id} first, or give --ignore-paused"
         ))),
