@@ -97,6 +97,9 @@ pub trait BootEvents {
     fn held(&mut self, loader: ProcessId) -> Result<()>;
 }
 
+/// A reply with its descriptors.
+type Received = (BootReply, Vec<OwnedFd>);
+
 /// A sandbox whose root container exists.
 #[derive(Debug)]
 pub struct Booted {
@@ -235,11 +238,9 @@ impl Stage {
         }
         drop(fds);
         events.sent()?;
+        let mut early = None;
         loop {
-            let (reply, mut fds): (BootReply, Vec<OwnedFd>) = match binary::recv(&self.stream) {
-                Ok(message) => message,
-                Err(e) => return Err(self.explain(e)),
-            };
+            let (reply, mut fds) = self.next_reply(&mut early, loader.is_some())?;
             match reply {
                 BootReply::MapIds { .. } => {
                     let maps = id_maps
@@ -281,6 +282,23 @@ impl Stage {
                     });
                 }
                 BootReply::Failed(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The next reply. Stage and loader share the socket, and the loader may be faster with what it has to tell than the
+    /// stage with telling that there is a loader: what comes before that is kept in `early` until `known`.
+    fn next_reply(&mut self, early: &mut Option<Received>, known: bool) -> Result<Received> {
+        loop {
+            if known && let Some(kept) = early.take() {
+                return Ok(kept);
+            }
+            match binary::recv(&self.stream) {
+                Ok(message @ (BootReply::MapIds { .. } | BootReply::Stage { .. }, _)) => return Ok(message),
+                Ok(message) if !known && early.is_none() => *early = Some(message),
+                Ok(message) => return Ok(message),
+                // The stage itself has failed: there is no loader.
+                Err(e) => return early.take().ok_or_else(|| self.explain(e)),
             }
         }
     }
