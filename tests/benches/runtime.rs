@@ -190,7 +190,7 @@ impl Pod {
 
     /// Returns how long both calls took, without opening the rootfs.
     fn start(&mut self, cid: &str) -> Duration {
-        let opened = airlock::gofer::open(self.bundle.path(), &self.spec, &Default::default()).unwrap();
+        let opened = airlock::gofer::open_all(self.bundle.path(), &self.spec, &Default::default()).unwrap();
         let args = StartArgs {
             spec: SpecJson(Some(self.spec_text.clone())),
             conf: SpecJson(Some("{}".into())),
