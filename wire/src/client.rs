@@ -67,12 +67,19 @@ impl Client {
     /// further use then, and the call may or may not have been executed. `InvalidArgument` for too many descriptors (128
     /// in JSON, 512 in binary), before anything is sent.
     pub fn call<M: Method>(&mut self, arg: &M::Arg, fds: &[BorrowedFd<'_>]) -> Result<Reply<M::Reply>> {
+        self.start::<M>(arg, fds)?;
+        self.finish::<M>()
+    }
+
+    /// The first half of [`Client::call`]: sends the request. Whoever waits for more than one thing polls
+    /// [`Client::stream`] for reading, and then (or at once, to block) calls [`Client::finish`]. Nothing else may happen
+    /// on the connection between the two, but it may change hands: another process can finish the call on the stream.
+    ///
+    /// # Errors
+    /// As [`Client::call`]'s, but for the handler's.
+    pub fn start<M: Method>(&mut self, arg: &M::Arg, fds: &[BorrowedFd<'_>]) -> Result<()> {
         match self.dialect {
-            Dialect::Json => {
-                self.send_json(M::NAME, arg, fds)?;
-                let message = self.receive()?;
-                self.finish_json(M::NAME, message)
-            }
+            Dialect::Json => self.send_json(M::NAME, arg, fds),
             Dialect::Binary => {
                 binary::begin(&mut self.out);
                 codec::encode_into(M::NAME, &mut self.out)?;
@@ -80,10 +87,20 @@ impl Client {
                 binary::finish(&mut self.out, FrameKind::Request, fds.len())?;
                 self.usable()?;
                 let sent = binary::send_start(&self.stream, &self.out, fds);
-                self.checked(sent)?;
-                let message = self.receive()?;
-                self.finish_binary(M::NAME, message)
+                self.checked(sent)
             }
+        }
+    }
+
+    /// The second half of [`Client::call`]: waits for the reply to what [`Client::start`] has sent.
+    ///
+    /// # Errors
+    /// As [`Client::call`]'s.
+    pub fn finish<M: Method>(&mut self) -> Result<Reply<M::Reply>> {
+        let message = self.receive()?;
+        match self.dialect {
+            Dialect::Json => self.finish_json(M::NAME, message),
+            Dialect::Binary => self.finish_binary(M::NAME, message),
         }
     }
 
