@@ -31,44 +31,44 @@ pub struct Target {
     pub pid: i32,
 }
 
+/// A process that is supervised: the sandbox kills it when this is dropped (or this program dies).
+#[derive(Debug)]
+pub struct Supervised {
+    target: Target,
+    /// The reply to `Airlock.Supervise` comes there.
+    waiting: Client,
+    /// Passes signals on there.
+    signals: Client,
+}
+
+impl Supervised {
+    /// Asks the sandbox for the end of `target`, without waiting for it. Two connections: one to wait on, one to pass
+    /// signals on.
+    pub fn start(target: Target, mut waiting: Client, signals: Client) -> Result<Self> {
+        let args = api::SuperviseArgs { cid: target.cid.clone(), pid: target.pid };
+        waiting.start::<api::Supervise>(&args, &[])?;
+        Ok(Self { target, waiting, signals })
+    }
+
+    /// Waits for the end while passing on what `foreground` collects. Returns the wait status.
+    pub fn wait(self, foreground: Foreground) -> Result<i32> {
+        let Self { target, mut waiting, mut signals } = self;
+        foreground.wait(waiting.stream().as_fd(), |signo| {
+            let args = api::SignalForwardArgs { cid: target.cid.clone(), pid: target.pid, signo };
+            // The process may just have ended, which the other connection will tell.
+            let _ = signals.call::<api::SignalForward>(&args, &[]);
+        })?;
+        waiting.finish::<api::Supervise>().map(|reply| reply.value as i32)
+    }
+}
+
 /// What a proxy works with.
 #[derive(Debug)]
 pub struct Proxy {
     /// Whom it stands for.
-    pub target: Target,
-    /// Waits there: its hang-up kills the process.
-    pub supervise: Client,
-    /// Passes signals on there.
-    pub signals: Client,
+    pub supervised: Supervised,
     /// Where the last words of a subcontainer go.
     pub exit_file: Option<File>,
-}
-
-/// Waits for `target` on `supervise` while passing on what `foreground` collects. Returns the wait status.
-///
-/// The wait itself is a blocking call, so that it has a thread of its own.
-pub fn supervise(target: &Target, supervise: Client, signals: Client, foreground: Foreground) -> Result<i32> {
-    let (ended, writer) = std::io::pipe().map_err(|e| Error::from(e).context("make a pipe"))?;
-    let args = api::SuperviseArgs { cid: target.cid.clone(), pid: target.pid };
-    let waiter = std::thread::Builder::new()
-        .name("supervise".to_owned())
-        .stack_size(256 << 10)
-        .spawn(move || {
-            let mut client = supervise;
-            let result = client.call::<api::Supervise>(&args, &[]);
-            // Its closing is what the other thread waits for.
-            drop(writer);
-            result
-        })
-        .map_err(|e| Error::from(e).context("start a thread"))?;
-    let mut signals = signals;
-    foreground.wait(ended.as_fd(), |signo| {
-        let args = api::SignalForwardArgs { cid: target.cid.clone(), pid: target.pid, signo };
-        // The process may just have ended, which the other thread will tell.
-        let _ = signals.call::<api::SignalForward>(&args, &[]);
-    })?;
-    let reply = waiter.join().map_err(|_| Error::failure("the waiting thread panicked"))??;
-    Ok(reply.value as i32)
 }
 
 impl Proxy {
@@ -82,8 +82,8 @@ impl Proxy {
                 Ok(pid)
             }
             Fork::Child => {
-                let mut keep: Vec<i32> =
-                    vec![self.supervise.stream().as_raw_fd(), self.signals.stream().as_raw_fd()];
+                let Supervised { waiting, signals, .. } = &self.supervised;
+                let mut keep: Vec<i32> = vec![waiting.stream().as_raw_fd(), signals.stream().as_raw_fd()];
                 keep.extend(self.exit_file.as_ref().map(AsRawFd::as_raw_fd));
                 sys::close_all_but(&keep, 0);
                 sys::null_stdio();
@@ -95,16 +95,17 @@ impl Proxy {
     /// Starts the proxy as a program of its own, `airlock proxy`: for callers with threads. `binary` is the airlock
     /// binary (see [`crate::sandbox::protected_binary`]). Returns the pid of the child, which the caller reaps.
     pub fn execute(self, binary: BorrowedFd<'_>) -> Result<i32> {
+        let Supervised { target, waiting, signals } = self.supervised;
         let exit_file = match self.exit_file {
             Some(file) => Stdio::from(file),
             None => Stdio::null(),
         };
         let child = Command::new(format!("/proc/self/fd/{}", binary.as_raw_fd()))
             .arg0("airlock")
-            .args(["proxy", &self.target.cid, &self.target.pid.to_string()])
+            .args(["proxy", &target.cid, &target.pid.to_string()])
             .env_clear()
-            .stdin(OwnedFd::from(self.supervise.into_stream()))
-            .stdout(OwnedFd::from(self.signals.into_stream()))
+            .stdin(OwnedFd::from(waiting.into_stream()))
+            .stdout(OwnedFd::from(signals.into_stream()))
             .stderr(exit_file)
             .spawn()
             .map_err(|e| Error::from(e).context("execute the proxy process (is /proc mounted?)"))?;
@@ -117,14 +118,15 @@ impl Proxy {
         let _ = nix::unistd::setsid();
         let _ = nix::unistd::chdir("/");
         sys::set_name(c"airlock-proxy");
-        let Proxy { target, supervise: waiting, signals, exit_file } = self;
+        let Proxy { supervised, exit_file } = self;
+        let id = supervised.target.cid.clone();
         let status = Foreground::new(block, None)
-            .and_then(|foreground| supervise(&target, waiting, signals, foreground))
+            .and_then(|foreground| supervised.wait(foreground))
             // The sandbox is gone, and with it everything in it: that is a kill.
             .unwrap_or(libc::SIGKILL);
         if let Some(mut file) = exit_file {
             let record = ExitRecord {
-                id: target.cid,
+                id,
                 status,
                 reason: String::new(),
                 time: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
@@ -144,15 +146,14 @@ pub fn main(cid: &str, pid: i32) -> ! {
         let take = |fd: BorrowedFd<'_>| {
             fd.try_clone_to_owned().map_err(|e| Error::from(e).context("duplicate an inherited descriptor"))
         };
-        let supervise = UnixStream::from(take(std::io::stdin().as_fd())?);
+        let waiting = UnixStream::from(take(std::io::stdin().as_fd())?);
         let signals = UnixStream::from(take(std::io::stdout().as_fd())?);
         let exit_file = File::from(take(std::io::stderr().as_fd())?);
-        Ok(Proxy {
-            target: Target { cid: cid.to_owned(), pid },
-            supervise: Client::from_stream(supervise, Dialect::Binary),
-            signals: Client::from_stream(signals, Dialect::Binary),
-            exit_file: Some(exit_file),
-        })
+        let target = Target { cid: cid.to_owned(), pid };
+        // The request was sent before this program was executed.
+        let waiting = Client::from_stream(waiting, Dialect::Binary);
+        let signals = Client::from_stream(signals, Dialect::Binary);
+        Ok(Proxy { supervised: Supervised { target, waiting, signals }, exit_file: Some(exit_file) })
     };
     match (run(), SignalBlock::everything()) {
         (Ok(proxy), Ok(block)) => {

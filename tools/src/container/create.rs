@@ -9,11 +9,11 @@ use crate::cgroups::Manager;
 use crate::hooks::{self, HookState};
 use crate::podspec::{self, Bundle, Placement};
 use crate::process::ProcessId;
+use crate::proxy::Supervised;
 use crate::sandbox::{BootEvents, BootRequest, Booted, FdList, Stage, protected_binary};
 use crate::state::{Lock, Phase, State, StateDir, Status, check_id};
 use airlock_wire::api::boot::BootArgs;
 use airlock_wire::api::types::SpecJson;
-use airlock_wire::client::Client;
 use airlock_wire::error::Result;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -31,9 +31,8 @@ pub struct Created {
     pub sandbox: Option<Booted>,
     /// The terminal's master, for a caller that is attached.
     pub console: Option<OwnedFd>,
-    /// For an attached caller, two connections to the sandbox of a subcontainer, which has no proxy then: one to wait
-    /// on, one to pass signals on.
-    pub supervise: Option<(Client, Client)>,
+    /// The init of a subcontainer whose caller is attached: it has no proxy.
+    pub supervised: Option<Supervised>,
 }
 
 /// Creates container `id` of `bundle`: a sandbox with it as its root container, or a container in the sandbox that its
@@ -112,7 +111,7 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
         write_pid_file(path, booted.loader.pid)?;
     }
     let (state, lock) = making.finish()?;
-    Ok(Created { state, lock, sandbox: Some(booted), console, supervise: None })
+    Ok(Created { state, lock, sandbox: Some(booted), console, supervised: None })
 }
 
 /// What we do while the sandbox boots.

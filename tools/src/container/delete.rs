@@ -127,6 +127,7 @@ pub fn purge(dir: &StateDir, state: &State, force: bool) -> Result<()> {
             state.id, state.loader.pid, state.loader.pid
         )));
     }
+    collect(state.loader);
     let cgroup = state.cgroup.kill_all().and_then(|()| state.cgroup.remove());
     for result in [cgroup, gofer::remove_filestores(&state.filestores)] {
         match result {
@@ -141,6 +142,15 @@ pub fn purge(dir: &StateDir, state: &State, force: bool) -> Result<()> {
 /// Kills a process and waits for its end. True when it has ended.
 fn kill(process: ProcessId) -> Result<bool> {
     process.kill_and_wait(KILL_LIMIT)
+}
+
+/// Collects a process that has ended, if it is a child of this one that nobody has collected. The kernel keeps a
+/// sandbox's pid namespace, and the spawner in the cgroup that is to be removed, as long as the dead loader is there.
+fn collect(process: ProcessId) {
+    if ProcessId::of_child(process.pid).is_ok_and(|found| found == process) {
+        // Somebody else's child is theirs to collect.
+        let _ = waitpid(Pid::from_raw(process.pid), Some(WaitPidFlag::WNOHANG));
+    }
 }
 
 /// Lets the sandbox kill and forget the container; then its proxy ends by itself.

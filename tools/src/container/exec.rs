@@ -8,7 +8,7 @@ use crate::console::{ConsoleSocket, Foreground, SignalBlock};
 use crate::files::write_atomically;
 use crate::podspec::Bundle;
 use crate::process::ProcessId;
-use crate::proxy::{self, Proxy, Target};
+use crate::proxy::{self, Proxy, Supervised, Target};
 use crate::sandbox::{FdList, SandboxOptions, protected_binary};
 use crate::state::{State, StateDir, Status};
 use crate::sys;
@@ -93,9 +93,9 @@ pub fn exec(dir: &StateDir, id: &str, options: ExecOptions) -> Result<Executed> 
     let mut passed = reply.fds;
     let listener = if reply.value.has_seccomp_listener { passed.pop() } else { None };
     let master = if reply.value.has_console { passed.pop() } else { None };
+    // From here on whatever ends this process ends the other one as well.
     let target = Target { cid: id.to_owned(), pid: reply.value.pid };
-
-    let proxy = Proxy { target, supervise: client, signals, exit_file: None };
+    let supervised = Supervised::start(target, client, signals)?;
     let tell = |process: ProcessId| {
         // First of all, because the process may wait for its agent.
         if let Some(listener) = &listener {
@@ -112,22 +112,15 @@ pub fn exec(dir: &StateDir, id: &str, options: ExecOptions) -> Result<Executed> 
         options.pid_file.as_deref().map_or(Ok(()), |path| write_pid_file(path, process.pid))
     };
     if options.detach {
+        let proxy = Proxy { supervised, exit_file: None };
         let process = launch(proxy, options.proxy, &options.sandbox)?;
-        // Killing the proxy kills the process.
         tell(process).inspect_err(|_| proxy::discard(process.pid))?;
         return Ok(Executed::Detached(process));
     }
-    let told = ProcessId::current().and_then(tell);
-    let Proxy { target, supervise, mut signals, .. } = proxy;
-    if let Err(e) = told {
-        // Nobody waits for it.
-        let kill = api::SignalForwardArgs { cid: target.cid, pid: target.pid, signo: libc::SIGKILL };
-        let _ = signals.call::<api::SignalForward>(&kill, &[]);
-        return Err(e);
-    }
+    ProcessId::current().and_then(tell)?;
     drop(listener);
     let foreground = Foreground::new(block, master)?;
-    proxy::supervise(&target, supervise, signals, foreground).map(Executed::Ended)
+    supervised.wait(foreground).map(Executed::Ended)
 }
 
 fn stopped(id: &str) -> Error {

@@ -10,7 +10,7 @@ use crate::cgroups::Manager;
 use crate::hooks::{self, HookState};
 use crate::podspec::{self, Bundle};
 use crate::process::ProcessId;
-use crate::proxy::{self, Proxy, Target};
+use crate::proxy::{self, Proxy, Supervised, Target};
 use crate::sandbox::FdList;
 use crate::state::{Phase, StateDir, Status};
 use airlock_wire::api::airlock as api;
@@ -72,17 +72,15 @@ pub(super) fn create(
         seccomp_listener: if reply.value.has_seccomp_listener { passed.pop() } else { None },
         console: if reply.value.has_console { passed.pop() } else { None },
     };
+    // From here on whatever ends this process ends the container as well.
+    let target = Target { cid: id.to_owned(), pid: 0 };
+    let supervised = Supervised::start(target, client, dir.connect(&making.state)?)?;
     let console = sockets.deliver(&making.state, sandbox.loader.pid, answered)?;
-
-    let signals = dir.connect(&making.state)?;
-    let mut supervise = None;
-    let stand_in = if options.attached {
-        supervise = Some((client, signals));
-        ProcessId::current()?
+    let (stand_in, supervised) = if options.attached {
+        (ProcessId::current()?, Some(supervised))
     } else {
-        let target = Target { cid: id.to_owned(), pid: 0 };
-        let exit_file = Some(dir.make_exit_file(id)?);
-        launch(Proxy { target, supervise: client, signals, exit_file }, options.proxy, &options.sandbox)?
+        let proxy = Proxy { supervised, exit_file: Some(dir.make_exit_file(id)?) };
+        (launch(proxy, options.proxy, &options.sandbox)?, None)
     };
     (making.state.pid, making.state.pid_start) = (stand_in.pid, stand_in.start);
     let mut finish = |making: &mut Making<'_>| {
@@ -105,7 +103,7 @@ pub(super) fn create(
         (making.state.pid, making.state.pid_start) = (0, 0);
     })?;
     let (state, lock) = making.finish()?;
-    Ok(Created { state, lock, sandbox: None, console, supervise })
+    Ok(Created { state, lock, sandbox: None, console, supervised })
 }
 
 /// Has the program of a container executed that this process is making.

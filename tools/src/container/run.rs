@@ -9,7 +9,6 @@ use super::start::run_poststart;
 use crate::console::{Foreground, SignalBlock};
 use crate::hooks::{self, HookState};
 use crate::podspec::Bundle;
-use crate::proxy::{self, Target};
 use crate::state::{State, StateDir, Status};
 use airlock_wire::api::airlock as api;
 use airlock_wire::client::Client;
@@ -28,20 +27,19 @@ pub struct Outcome {
 ///
 /// `block` must have been made before the container was.
 pub fn run_foreground(dir: &StateDir, created: Created, block: SignalBlock, keep: bool) -> Result<Outcome> {
-    let Created { state, lock, sandbox, console, supervise } = created;
+    let Created { state, lock, sandbox, console, supervised } = created;
     // `exec`, `kill` and `delete --force` must be possible while we wait.
     drop(lock);
-    let waited = match (sandbox, supervise) {
+    let waited = match (sandbox, supervised) {
         (Some(sandbox), _) => run_poststart(dir, &state).and_then(|()| {
             let foreground = Foreground::new(block, console)?;
             let mut client = Some(sandbox.client);
             foreground.wait(sandbox.loader_pidfd.as_fd(), |signo| forward(&mut client, &state.id, signo))?;
             crate::sandbox::reap(sandbox.loader.pid)
         }),
-        (None, Some((client, signals))) => run_poststart(dir, &state).and_then(|()| {
-            let foreground = Foreground::new(block, console)?;
-            proxy::supervise(&Target { cid: state.id.clone(), pid: 0 }, client, signals, foreground)
-        }),
+        (None, Some(supervised)) => {
+            run_poststart(dir, &state).and_then(|()| supervised.wait(Foreground::new(block, console)?))
+        }
         (None, None) => {
             Err(airlock_wire::error::Error::failure("a container without a sandbox was to be run"))
         }
