@@ -168,7 +168,8 @@ fn failing(kind: &str) -> (Ran, Vec<String>, String) {
     let out = tempfile::tempdir().unwrap();
     let dir = out.path().display();
     let state = State::new();
-    let id = unique("oci");
+    // Not the beginning of another test's.
+    let id = unique("oci") + "-failing";
     let bundle = Bundle::with(&["sh", "-c", &format!("echo program >>{dir}/order; sleep 1000")], |c| {
         airlock_tests::oci::mount(
             c,

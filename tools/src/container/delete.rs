@@ -6,13 +6,17 @@ use crate::cgroups::Manager;
 use crate::files::connect_stream;
 use crate::gofer;
 use crate::hooks::{self, HookState};
-use crate::process::ProcessId;
+use crate::process::{ProcessId, wait_ended};
 use crate::state::{Lock, Phase, State, StateDir, Status};
+use crate::sys;
 use airlock_wire::api::container_manager::DestroySubcontainer;
 use airlock_wire::api::lifecycle::Shutdown;
 use airlock_wire::api::types::Empty;
 use airlock_wire::client::{Client, Dialect};
 use airlock_wire::error::{Error, Kind, Result};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// A killed process that has not ended by then is stuck in the kernel.
@@ -147,10 +151,15 @@ fn kill(process: ProcessId) -> Result<bool> {
 /// Collects a process that has ended, if it is a child of this one that nobody has collected. The kernel keeps a
 /// sandbox's pid namespace, and the spawner in the cgroup that is to be removed, as long as the dead loader is there.
 fn collect(process: ProcessId) {
-    if ProcessId::of_child(process.pid).is_ok_and(|found| found == process) {
-        // Somebody else's child is theirs to collect.
-        let _ = waitpid(Pid::from_raw(process.pid), Some(WaitPidFlag::WNOHANG));
+    if !ProcessId::of_child(process.pid).is_ok_and(|found| found == process) {
+        return;
     }
+    // Its first thread has ended, the others may still be at it.
+    if let Ok(pidfd) = sys::pidfd_open(process.pid) {
+        let _ = wait_ended(pidfd.as_fd(), Some(KILL_LIMIT));
+    }
+    // Somebody else's child is theirs to collect.
+    let _ = waitpid(Pid::from_raw(process.pid), Some(WaitPidFlag::WNOHANG));
 }
 
 /// Lets the sandbox kill and forget the container; then its proxy ends by itself.
