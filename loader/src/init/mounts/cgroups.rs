@@ -48,6 +48,12 @@ fn v2(builder: &mut Builder<'_>, entry: &Entry<'_>) -> Result<()> {
     let fd = match donated {
         // It has the limits, which a mount of our own namespace's root would not show: that is the leaf below.
         Some(fd) => {
+            if builder.cgroup.new_ns && attrs.set & MOUNT_ATTR_RDONLY != 0 {
+                // To us the root of that mount is `/..`. Programs that look for a mount whose root is at or above their
+                // cgroup, which is `/`, find this one in the table, and in its place the files of the one on top.
+                let below = fresh("cgroup2", entry, attrs.set, &[])?;
+                builder.attach_at_destination(below, entry)?;
+            }
             restrict(fd.as_fd(), attrs)?;
             fd
         }

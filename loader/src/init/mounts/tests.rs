@@ -374,6 +374,37 @@ fn donated_cgroups_are_used_without_a_cgroup_namespace() {
 }
 
 #[test]
+fn donated_v2_cgroups_are_used_with_a_cgroup_namespace() {
+    if !root_or_skip("donated_v2_cgroups_are_used_with_a_cgroup_namespace") {
+        return;
+    }
+    in_namespace(|| {
+        let (image, host) = (image(), tempfile::tempdir().unwrap());
+        fs::write(host.path().join("memory.max"), "5").unwrap();
+        let mounts = json!([
+            {"destination": "/sys/fs/cgroup", "type": "cgroup", "options": ["ro"]},
+            {"destination": "/own", "type": "cgroup2"},
+            {"destination": "/fresh", "type": "cgroup2", "options": ["ro"]}
+        ]);
+        let donated = (0..2).map(|_| detached(host.path())).collect();
+        let cgroup = CgroupView { v2: true, names: Vec::new(), mounts: donated, new_ns: true };
+        build_here(&spec(bare(mounts)), image.path(), Vec::new(), cgroup).unwrap();
+        for place in ["/sys/fs/cgroup", "/own"] {
+            assert_eq!(fs::read_to_string(Path::new(place).join("memory.max")).unwrap(), "5", "{place}");
+        }
+        assert!(mount_options("/sys/fs/cgroup").starts_with("ro") && mount_options("/own").starts_with("rw"));
+        // Without a donation there is the namespace's own.
+        assert!(Path::new("/fresh/cgroup.procs").exists());
+        // Read-only, the namespace's own is below: for programs that search the mount table.
+        let table = mountinfo();
+        let own = |place: &str| {
+            table.iter().filter(|l| l.contains(&format!(" / {place} ")) && l.contains(" cgroup2 ")).count()
+        };
+        assert_eq!((own("/sys/fs/cgroup"), own("/own"), own("/fresh")), (1, 0, 1), "{table:#?}");
+    });
+}
+
+#[test]
 fn the_default_tree_is_quick() {
     if !root_or_skip("the_default_tree_is_quick") {
         return;
