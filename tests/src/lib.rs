@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod bundle;
 pub mod fds;
+pub mod interop;
 pub mod leaks;
 pub mod urpc;
 pub mod oci;

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::registry::Registry;
 use crate::scm::{self, PeerCred};
 use conn::Conn;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -61,6 +61,23 @@ struct Shared {
     ended: Condvar,
     /// Closed to make room for one descriptor when none is left.
     reserve: Mutex<Option<OwnedFd>>,
+    overflow: Mutex<Overflow>,
+    /// Signalled when a connection is put into `overflow`, and when the server stops.
+    overflowed: Condvar,
+}
+
+/// Connections for which no thread could be started.
+#[derive(Default)]
+struct Overflow {
+    /// Threads in [`Server::stand_by`].
+    threads: usize,
+    waiting: VecDeque<Open>,
+}
+
+impl std::fmt::Debug for Overflow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} threads for {} connections", self.threads, self.waiting.len())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +97,8 @@ impl Server {
                 conns: Mutex::default(),
                 ended: Condvar::new(),
                 reserve: Mutex::new(reserve()),
+                overflow: Mutex::default(),
+                overflowed: Condvar::new(),
             }),
         }
     }
@@ -154,6 +173,25 @@ impl Server {
         self.shared.open(stream, peer)?.serve()
     }
 
+    /// Serves connections for which no thread can be started, one after the other, on this thread; returns when the server
+    /// stops. For processes that count against a limit of tasks which others use up: without such a thread those
+    /// connections are closed.
+    pub fn stand_by(&self) {
+        let mut overflow = lock(&self.shared.overflow);
+        overflow.threads += 1;
+        while !self.shared.stopping.load(Ordering::SeqCst) {
+            if let Some(open) = overflow.waiting.pop_front() {
+                drop(overflow);
+                open.serve_logged();
+                overflow = lock(&self.shared.overflow);
+            } else {
+                let waited = self.shared.overflowed.wait(overflow);
+                overflow = waited.unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        overflow.threads -= 1;
+    }
+
     /// Stops: new connections and calls are refused, idle connections closed at once; calls in flight may finish within
     /// `grace` and still deliver their replies; then everything is closed, which ends calls that wait in
     /// [`Call::wait_readable`](crate::Call::wait_readable).
@@ -162,7 +200,13 @@ impl Server {
     /// own call.
     pub fn stop(&self, grace: Duration) {
         let deadline = Instant::now().checked_add(grace);
-        self.shared.stopping.store(true, Ordering::SeqCst);
+        let never_served = {
+            let mut overflow = lock(&self.shared.overflow);
+            self.shared.stopping.store(true, Ordering::SeqCst);
+            std::mem::take(&mut overflow.waiting)
+        };
+        self.shared.overflowed.notify_all();
+        drop(never_served);
         let mut conns = lock(&self.shared.conns);
         for conn in conns.open.values() {
             conn.close_if_idle();
@@ -231,16 +275,43 @@ struct Open {
 
 impl Open {
     fn spawn(self) -> Result<()> {
+        // Not moved into the closure: that is gone when no thread can be started.
+        let slot = Arc::new(Mutex::new(Some(self)));
+        let of_thread = slot.clone();
         let thread = std::thread::Builder::new().name("rpc".to_owned()).stack_size(STACK);
         let started = thread.spawn(move || {
-            let peer = self.conn.as_ref().map_or(0, |c| c.peer().pid);
-            if let Err(e) = self.serve() {
-                log::warn!("rpc: closed the connection of pid {peer}: {e}");
+            let open = lock(&of_thread).take();
+            drop(of_thread);
+            if let Some(open) = open {
+                open.serve_logged();
             }
         });
-        match started {
-            Ok(_) => Ok(()),
-            Err(e) => Err(Error::from(e).context("starting a thread for a control connection")),
+        let Err(e) = started else { return Ok(()) };
+        let open = lock(&slot).take();
+        if open.is_some_and(Self::wait_for_a_thread) {
+            return Ok(());
+        }
+        Err(Error::from(e).context("starting a thread for a control connection"))
+    }
+
+    /// Leaves the connection to a thread that stands by; false, and the connection is closed, if there is none.
+    fn wait_for_a_thread(self) -> bool {
+        let shared = self.shared.clone();
+        let mut overflow = lock(&shared.overflow);
+        if overflow.threads == 0 || shared.stopping.load(Ordering::SeqCst) {
+            // Closing takes another lock.
+            drop(overflow);
+            return false;
+        }
+        overflow.waiting.push_back(self);
+        shared.overflowed.notify_one();
+        true
+    }
+
+    fn serve_logged(self) {
+        let peer = self.conn.as_ref().map_or(0, |c| c.peer().pid);
+        if let Err(e) = self.serve() {
+            log::warn!("rpc: closed the connection of pid {peer}: {e}");
         }
     }
 

@@ -173,7 +173,14 @@ impl Boot {
         }
         drop(self.answering);
         drop(self.late);
+        // A container that fills its pids limit leaves us no threads, and still has to hear of its end.
+        let server = self.server.clone();
+        let spare = std::thread::Builder::new().name("rpc-spare".to_owned()).stack_size(512 << 10);
+        if let Err(e) = spare.spawn(move || server.stand_by()) {
+            log::warn!("no spare thread for connections: {e}");
+        }
         let _ = self.server.serve_blocking(self.socket);
+        self.server.stand_by();
     }
 
     fn create(&mut self) -> Result<()> {

@@ -99,6 +99,39 @@ fn settle(server: &Server) {
 }
 
 #[test]
+fn connections_without_a_thread_wait_for_one_that_stands_by() {
+    let (server, _waiting) = server(ServerOptions::default());
+    let open = |stream: UnixStream| {
+        let peer = scm::peer_cred(&stream).unwrap();
+        server.shared.open(stream, peer).unwrap()
+    };
+    let (ours, theirs) = pair();
+    assert!(!open(theirs).wait_for_a_thread(), "nobody stands by");
+    let mut closed = Client::from_stream(ours, Dialect::Json);
+    assert_eq!(closed.call::<Null>(&Empty {}, &[]).unwrap_err().kind, Kind::Disconnected);
+
+    let standing = std::thread::spawn({
+        let server = server.clone();
+        move || server.stand_by()
+    });
+    while lock(&server.shared.overflow).threads == 0 {
+        std::thread::yield_now();
+    }
+    // One after the other, and the second waits until the first has hung up.
+    let (first, one) = pair();
+    let (second, two) = pair();
+    assert!(open(one).wait_for_a_thread());
+    assert!(open(two).wait_for_a_thread());
+    for stream in [first, second] {
+        let mut client = Client::from_stream(stream, Dialect::Binary);
+        assert_eq!(client.call::<Echo>(&"here".to_owned(), &[]).unwrap().value, "here");
+    }
+    server.stop(Duration::from_secs(5));
+    standing.join().unwrap();
+    assert_eq!(server.connections(), 0);
+}
+
+#[test]
 fn a_registry_lists_its_methods() {
     let (server, _waiting) = server(ServerOptions::default());
     let mut declared = methods();
