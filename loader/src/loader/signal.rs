@@ -72,7 +72,14 @@ impl Loader {
         let container = self.container(cid)?;
         if pid == 0 {
             return match (container.state(), container.init()) {
-                (State::Created | State::Started, Some(init)) => init.signal(signo),
+                (State::Created | State::Started, Some(init)) => {
+                    init.signal(signo)?;
+                    if signo == libc::SIGKILL && self.is_paused(&container) {
+                        // In a frozen cgroup of v1 it would die only when it is resumed; runc does so, too.
+                        container.cgroup()?.freeze(false)?;
+                    }
+                    Ok(())
+                }
                 (State::Stopped, _) => Err(Error::invalid_state(format!("container {cid:?} has stopped"))),
                 _ => Err(Error::invalid_state(format!("container {cid:?} not started"))),
             };
