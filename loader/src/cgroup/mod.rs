@@ -363,24 +363,27 @@ pub fn is_cgroup_fs(dir: BorrowedFd<'_>) -> Result<bool> {
 }
 
 /// Gives a cgroup's directory and the files through which processes join and are frozen to another user: needed
-/// when the sandbox is in a user namespace. Absent files are skipped.
+/// when the sandbox is in a user namespace. Absent files are skipped. With `passage` only what is needed to make leaves
+/// below and to move processes into them: for the v2 cgroup of limits, where its own processes are not to be frozen.
 ///
 /// # Errors
 /// As fchownat(2).
-pub fn delegate(dir: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<()> {
+pub fn delegate(dir: BorrowedFd<'_>, uid: u32, gid: u32, passage: bool) -> Result<()> {
     let (uid, gid) = (nix::unistd::Uid::from_raw(uid), nix::unistd::Gid::from_raw(gid));
-    const FILES: [&str; 7] = [
+    const PASSAGE: [&str; 2] = ["", "cgroup.procs"];
+    const FILES: [&str; 8] = [
         "",
         "cgroup.procs",
+        "tasks",
         "cgroup.threads",
         "cgroup.subtree_control",
         "cgroup.freeze",
         "cgroup.kill",
         "freezer.state",
     ];
-    for file in FILES.into_iter().chain(["tasks"]) {
+    for file in if passage { &PASSAGE[..] } else { &FILES } {
         let flags = if file.is_empty() { AtFlags::AT_EMPTY_PATH } else { AtFlags::AT_SYMLINK_NOFOLLOW };
-        match nix::unistd::fchownat(dir, file, Some(uid), Some(gid), flags) {
+        match nix::unistd::fchownat(dir, *file, Some(uid), Some(gid), flags) {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(e) => return Err(explain(&format!("giving {file:?} to user {uid}"), file, e)),
         }

@@ -239,7 +239,10 @@ impl Manager {
         }
         for dir in dirs {
             match open::open_dir(&dir) {
-                Ok(fd) => delegate(fd.as_fd(), uid, gid).map_err(|e| at(&dir, e))?,
+                Ok(fd) => {
+                    let passage = self.v2 && dir == h.path;
+                    delegate(fd.as_fd(), uid, gid, passage).map_err(|e| at(&dir, e))?;
+                }
                 Err(e) if e.kind == Kind::NoSuchEntity => {}
                 Err(e) => return Err(e),
             }

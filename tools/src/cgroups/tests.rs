@@ -417,6 +417,14 @@ fn owner_gets_the_files() {
         let dir = if h.leaf { h.path.join(manager.leaf().unwrap()) } else { h.path.clone() };
         let owner = |p: &Path| fs::metadata(p).map(|m| (m.uid(), m.gid())).unwrap();
         assert_eq!(owner(&dir.join("cgroup.procs")), (4242, 4343));
+        if manager.v2() {
+            assert_eq!(owner(&dir.join("cgroup.freeze")), (4242, 4343));
+            // Its processes join the leaf through the cgroup above, where the sandbox itself is.
+            assert_eq!(owner(&h.path.join("cgroup.procs")), (4242, 4343));
+            for file in ["cgroup.freeze", "cgroup.kill", "cgroup.subtree_control"] {
+                assert_eq!(owner(&h.path.join(file)).0, 0, "{file}");
+            }
+        }
         if h.name == "memory" {
             assert_eq!(owner(&dir.join("memory.limit_in_bytes")).0, 0, "limits stay the host's");
         }
