@@ -15,6 +15,10 @@ use std::time::{Duration, Instant};
 /// How long [`Manager::remove`] waits for processes that were killed.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// How long to wait for one process before the cgroup is tried again. A sandbox's spawner is in no cgroup any more while
+/// it waits, as PID 1 of its namespace, until somebody has reaped the loader: it may not end for as long as it likes.
+const GLANCE: Duration = Duration::from_millis(10);
+
 impl Manager {
     /// Removes the leaves and every directory that this container made, with all that is in them. Waits for processes
     /// that are ending, at most 10 seconds; does not kill any.
@@ -114,9 +118,11 @@ fn wait_for_processes(path: &Path, deadline: Instant) -> Result<Vec<i32>> {
     // The last one to end tells that it is worth another try; a few are as good as all.
     let pidfds: Vec<OwnedFd> = pids.iter().rev().take(64).filter_map(|pid| pidfd_open(*pid).ok()).collect();
     for pidfd in &pidfds {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(Instant::now()).min(GLANCE);
         let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+            // Time to try again, whatever this one does.
+            Ok(0) => break,
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
         }

@@ -76,7 +76,7 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
     let hold = making::early_hooks(spec).iter().any(|(_, hooks)| !hooks.is_empty());
     let args = BootArgs {
         id: id.to_owned(),
-        spec: SpecJson(Some(making::config_text(bundle, options.listen_fds)?)),
+        spec: SpecJson(Some(making::config_text(bundle, &options)?)),
         bundle: bundle.path.to_string_lossy().into_owned(),
         fds: donated,
         gofer_mount_confs,

@@ -17,7 +17,7 @@ use airlock_wire::error::{Error, Kind, Result};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A killed process that has not ended by then is stuck in the kernel.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -103,13 +103,15 @@ fn remove_unreadable(dir: &StateDir, id: &str, error: &Error) -> Result<()> {
     let config = dir.config(id).ok().and_then(|text| serde_json::from_str(&text).ok());
     if let Some(spec) = config {
         let removed = (|| {
-            // The sandbox may still be on its way out.
-            for pid in Manager::plan(&spec, id, false)?.all_procs()? {
-                if let Ok(process) = ProcessId::of(pid) {
-                    process.wait(Some(KILL_LIMIT))?;
+            let end = Instant::now() + KILL_LIMIT;
+            let mut cgroup = Manager::plan(&spec, id, false)?;
+            // The sandbox may still be on its way out. Its last process leaves the cgroup before it ends.
+            while let Some(pid) = cgroup.all_procs()?.first().filter(|_| Instant::now() < end) {
+                if let Ok(process) = ProcessId::of(*pid) {
+                    process.wait(Some(Duration::from_millis(10)))?;
                 }
+                cgroup = Manager::plan(&spec, id, false)?;
             }
-            let cgroup = Manager::plan(&spec, id, false)?;
             cgroup.kill_all()?;
             cgroup.remove()
         })();
@@ -131,7 +133,7 @@ pub fn purge(dir: &StateDir, state: &State, force: bool) -> Result<()> {
             state.id, state.loader.pid, state.loader.pid
         )));
     }
-    collect(state.loader);
+    collect(if state.is_subcontainer() { state.process() } else { state.loader });
     let cgroup = state.cgroup.kill_all().and_then(|()| state.cgroup.remove());
     for result in [cgroup, gofer::remove_filestores(&state.filestores)] {
         match result {
@@ -151,6 +153,9 @@ fn kill(process: ProcessId) -> Result<bool> {
 /// Collects a process that has ended, if it is a child of this one that nobody has collected. The kernel keeps a
 /// sandbox's pid namespace, and the spawner in the cgroup that is to be removed, as long as the dead loader is there.
 fn collect(process: ProcessId) {
+    if process.pid == 0 || ProcessId::current().is_ok_and(|own| own == process) {
+        return;
+    }
     if !ProcessId::of_child(process.pid).is_ok_and(|found| found == process) {
         return;
     }

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::making::SeccompAgent;
+use super::making::{SeccompAgent, terminal_size};
 use super::{ProxyMode, Stdio};
 use crate::console::{ConsoleSocket, Foreground, SignalBlock};
 use crate::files::write_atomically;
@@ -17,6 +17,7 @@ use airlock_wire::api::boot::ContainerFds;
 use airlock_wire::api::types::{FdMapping, SpecJson};
 use airlock_wire::client::Client;
 use airlock_wire::error::{Error, Kind, Result};
+use serde_json::Value;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -83,8 +84,12 @@ pub fn exec(dir: &StateDir, id: &str, options: ExecOptions) -> Result<Executed> 
     }
     donated.pass = pass_list(options.pass, &mut fds);
     donated.exec = options.exec.map(|fd| fds.push(fd));
-    let request =
-        api::ExecRequest { cid: id.to_owned(), process: SpecJson(Some(options.process)), fds: donated };
+    let size = if options.terminal && !options.detach { terminal_size() } else { None };
+    let process = match size {
+        Some(size) => with_size(&options.process, size)?,
+        None => options.process,
+    };
+    let request = api::ExecRequest { cid: id.to_owned(), process: SpecJson(Some(process)), fds: donated };
     let reply = client.call::<api::Exec>(&request, &fds.as_fds()).map_err(|e| {
         // The container was killed meanwhile, and its sandbox ended with it.
         if e.kind == Kind::Disconnected { stopped(id) } else { e }
@@ -121,6 +126,18 @@ pub fn exec(dir: &StateDir, id: &str, options: ExecOptions) -> Result<Executed> 
     drop(listener);
     let foreground = Foreground::new(block, master)?;
     supervised.wait(foreground).map(Executed::Ended)
+}
+
+/// The process object with the size of its terminal, unless it has one.
+fn with_size(process: &str, size: Value) -> Result<String> {
+    let bad = |e: serde_json::Error| Error::invalid_argument(format!("process object: {e}"));
+    let mut process: Value = serde_json::from_str(process).map_err(bad)?;
+    if let Some(fields) = process.as_object_mut()
+        && fields.get("consoleSize").is_none_or(Value::is_null)
+    {
+        fields.insert("consoleSize".to_owned(), size);
+    }
+    serde_json::to_string(&process).map_err(bad)
 }
 
 fn stopped(id: &str) -> Error {

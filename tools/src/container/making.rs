@@ -16,6 +16,7 @@ use airlock_wire::api::boot::{ContainerFds, Namespace};
 use airlock_wire::api::types::GoferMountConf;
 use airlock_wire::error::{Error, Kind, Result};
 use oci_spec::runtime::{Hook, Hooks, Spec};
+use serde_json::Value;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::SystemTime;
 
@@ -250,17 +251,27 @@ pub(super) fn donate_common(
     Ok(donated)
 }
 
-/// The configuration's text with the environment that tells a program of passed systemd sockets (sd_listen_fds(3)).
-pub(super) fn config_text(bundle: &Bundle, listen_fds: u32) -> Result<String> {
-    if listen_fds == 0 {
+/// The configuration's text with what only the caller knows: the environment that tells a program of passed systemd
+/// sockets (sd_listen_fds(3)), and the size of the caller's terminal for a program that is attached to it.
+pub(super) fn config_text(bundle: &Bundle, options: &CreateOptions) -> Result<String> {
+    let size = if options.attached && bundle.terminal() { terminal_size() } else { None };
+    let has_size = || bundle.spec.process().as_ref().is_some_and(|p| p.console_size().is_some());
+    let size = size.filter(|_| !has_size());
+    if options.listen_fds == 0 && size.is_none() {
         return Ok(bundle.text.clone());
     }
     let bad = |e: serde_json::Error| Error::failure(format!("encode the configuration: {e}"));
     // As a tree, so that nothing is lost that our types do not know.
-    let mut config: serde_json::Value = serde_json::from_str(&bundle.text).map_err(bad)?;
-    if let Some(process) = config.get_mut("process").and_then(serde_json::Value::as_object_mut) {
+    let mut config: Value = serde_json::from_str(&bundle.text).map_err(bad)?;
+    if let Some(process) = config.get_mut("process").and_then(Value::as_object_mut) {
+        if let Some(size) = size {
+            process.insert("consoleSize".to_owned(), size);
+        }
+        let listen_fds = options.listen_fds;
         let env = process.entry("env").or_insert_with(|| serde_json::json!([]));
-        if let Some(env) = env.as_array_mut() {
+        if listen_fds > 0
+            && let Some(env) = env.as_array_mut()
+        {
             let old = ["LISTEN_FDS=", "LISTEN_PID="];
             env.retain(|e| !e.as_str().is_some_and(|e| old.iter().any(|name| e.starts_with(name))));
             env.push(format!("LISTEN_FDS={listen_fds}").into());
@@ -268,4 +279,11 @@ pub(super) fn config_text(bundle: &Bundle, listen_fds: u32) -> Result<String> {
         }
     }
     serde_json::to_string(&config).map_err(bad)
+}
+
+/// The size of the terminal on our standard input, as the OCI `consoleSize`: a new terminal has it from the start, before
+/// its program looks.
+pub(super) fn terminal_size() -> Option<Value> {
+    let size = crate::sys::window_size(std::io::stdin().as_fd()).ok()?;
+    (size.ws_row > 0).then(|| serde_json::json!({"height": size.ws_row, "width": size.ws_col}))
 }

@@ -59,7 +59,7 @@ pub(super) fn create(
     let gofer_mount_confs = making.donate_mounts(bundle, &mut options, &mut fds, &mut donated)?;
     let args = api::PrepareArgs {
         cid: id.to_owned(),
-        spec: SpecJson(Some(making::config_text(bundle, options.listen_fds)?)),
+        spec: SpecJson(Some(making::config_text(bundle, &options)?)),
         bundle: bundle.path.to_string_lossy().into_owned(),
         fds: donated,
         gofer_mount_confs,
@@ -84,6 +84,9 @@ pub(super) fn create(
     };
     (making.state.pid, making.state.pid_start) = (stand_in.pid, stand_in.start);
     let mut finish = |making: &mut Making<'_>| {
+        if !options.attached {
+            making.state.cgroup.adopt(stand_in.pid)?;
+        }
         // The sandbox and its namespaces exist already: its early hooks find them all.
         let hook_state = HookState::new(&making.state, Status::Creating, stand_in.pid);
         making::early_hooks(spec).iter().try_for_each(|(kind, list)| hooks::run(kind, list, &hook_state))?;
