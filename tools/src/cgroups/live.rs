@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Hierarchy, Manager, open};
+use airlock_loader::cgroup::files::{self, Dir};
 use airlock_loader::cgroup::{Cgroup, Stats, control, stats};
 use airlock_wire::error::{Error, Kind, Result};
 use std::os::fd::{AsFd, OwnedFd};
@@ -66,6 +67,22 @@ impl Manager {
             }
         }
         if dirs.is_empty() { Ok(Stats::default()) } else { Cgroup::new(false, dirs)?.stats() }
+    }
+
+    /// Moves process `pid`, which must have one thread only, into the container's cgroups, where loader and spawner of a
+    /// root container are: callers look the cgroups of an OCI pid up.
+    ///
+    /// # Errors
+    /// As opening and writing control files.
+    pub fn adopt(&self, pid: i32) -> Result<()> {
+        self.check()?;
+        for h in &self.hierarchies {
+            let dir = open::open_dir(&h.path)?;
+            // A thread is moved at once, a v1 process only after a grace period.
+            let file = if h.v2_files { "cgroup.procs" } else { "tasks" };
+            files::set(&Dir(dir.as_fd()), file, pid).map_err(|e| e.context(h.path.display()))?;
+        }
+        Ok(())
     }
 
     /// Freezes or thaws the container's processes; loader and spawner go on. Blocks until they stand still, at most 5
