@@ -9,7 +9,7 @@
 //! v1, in every hierarchy:  <path>                      limits; loader and spawner (join `tasks`)
 //!     freezer also:        <path>/airlock-<cid>        the container's processes
 //! v2:                      <path>                      limits, device program, statistics; loader and spawner
-//!                                                      (join `cgroup.procs`; root containers only)
+//!                                                      (join `cgroup.procs`), or the proxy
 //!                          <path>/airlock-<cid>        the container's processes; no controllers
 //! ```
 //!
