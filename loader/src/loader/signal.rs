@@ -239,7 +239,10 @@ impl Loader {
 
 fn gone(errno: Errno, pid: i32) -> Error {
     match errno {
-        Errno::ESRCH | Errno::EINVAL => Error::no_such_entity(format!("no such process with PID {pid}")),
+        // ENOENT: the number is that of a thread.
+        Errno::ESRCH | Errno::EINVAL | Errno::ENOENT => {
+            Error::no_such_entity(format!("no such process with PID {pid}"))
+        }
         e => e.into(),
     }
 }
