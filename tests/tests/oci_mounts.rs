@@ -1,9 +1,7 @@
 //! `mounts` of the OCI runtime spec: every kind and family of options, as `/proc/self/mountinfo` and programs show them.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use airlock_tests::oci::{
-    BASE, chown_all, in_user_namespace, mount, mounted, mounts, output, push, refused, run, run_in,
-};
+use airlock_tests::oci::{mount, mounted, mounts, output, push, refused, run, run_in};
 use airlock_tests::{Bundle, State, need, skip};
 use nix::mount::{MntFlags, MsFlags};
 use serde_json::{Value, json};
@@ -399,33 +397,6 @@ fn idmap_by_the_mounts_own_mappings() {
     assert_eq!(with(&["rbind"]).stdout, "5000:6000\n1000:2000\n");
     let bare = refused(|c| mount(c, "/m", "bind", source.text(), &["rbind", "idmap"]));
     assert!(bare.contains("mounts[7]") && bare.contains("idmap needs"), "{bare}");
-}
-
-#[test]
-fn idmap_by_the_containers_user_namespace() {
-    need!("busybox");
-    let source = Source::new();
-    let seen = |options: &[&str]| {
-        let bundle =
-            Bundle::with(&["sh", "-c", "stat -c %u:%g /m/file; touch /m/new; stat -c %u:%g /m/new"], |c| {
-                in_user_namespace(c);
-                mount(c, "/m", "bind", source.text(), options);
-            });
-        // Mount points are made by the root of the container.
-        chown_all(&bundle.rootfs(), BASE);
-        run_in(&State::new(), &bundle)
-    };
-    let mapped = seen(&["bind", "idmap"]);
-    assert_eq!(mapped.stdout, "0:0\n0:0\n", "{}", mapped.stderr);
-    let new = std::fs::metadata(source.path("new")).unwrap();
-    assert_eq!((new.uid(), new.gid()), (0, 0));
-    std::fs::remove_file(source.path("new")).unwrap();
-    let plain = seen(&["bind"]);
-    assert!(
-        plain.stdout.starts_with("65534:65534\n") && plain.stderr.contains("Permission denied"),
-        "{}",
-        plain.stderr
-    );
 }
 
 #[test]
