@@ -160,8 +160,8 @@ impl Loader {
         if is_init {
             self.init_ended(&container, status);
         }
-        process.end(status);
         log::debug!("process {} of {:?} ended with status {status:#x}", exited.pid, container.cid);
+        process.end(status);
         (is_init && container.root).then_some(status)
     }
 

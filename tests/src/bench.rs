@@ -62,7 +62,13 @@ pub fn report(title: &str, times: &[Times]) {
     println!("| --- | --- | --- | --- |");
     let first = times[0].median().as_secs_f64();
     for t in times {
-        println!("| {} | {} | {} | {:.2} |", t.name, show(t.median()), show(t.quartile()), first / t.median().as_secs_f64());
+        println!(
+            "| {} | {} | {} | {:.2} |",
+            t.name,
+            show(t.median()),
+            show(t.quartile()),
+            first / t.median().as_secs_f64()
+        );
     }
 }
 

@@ -21,12 +21,17 @@ impl Bundle {
         for dir in ["bin", "proc", "dev", "sys", "tmp", "etc", "root", "usr/bin"] {
             std::fs::create_dir_all(rootfs.join(dir)).unwrap();
         }
-        let busybox = crate::which("busybox").expect("busybox is installed: the test should have said need!(\"busybox\")");
+        let busybox = crate::which("busybox")
+            .expect("busybox is installed: the test should have said need!(\"busybox\")");
         std::fs::copy(&busybox, rootfs.join("bin/busybox")).unwrap();
         for applet in APPLETS {
             symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
         }
-        std::fs::write(rootfs.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n").unwrap();
+        std::fs::write(
+            rootfs.join("etc/passwd"),
+            "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n",
+        )
+        .unwrap();
         std::fs::write(rootfs.join("etc/group"), "root:x:0:\nuser:x:1000:\n").unwrap();
         std::fs::set_permissions(rootfs.join("tmp"), std::fs::Permissions::from_mode(0o1777)).unwrap();
         std::fs::set_permissions(bundle.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -59,11 +64,12 @@ impl Bundle {
 }
 
 const APPLETS: &[&str] = &[
-    "sh", "ls", "cat", "echo", "sleep", "true", "false", "id", "ps", "mount", "umount", "hostname", "date", "dd",
-    "md5sum", "wc", "head", "tail", "kill", "touch", "mkdir", "rm", "ln", "cp", "mv", "stat", "env", "pwd", "grep",
-    "readlink", "find", "test", "printf", "seq", "tty", "stty", "nice", "ulimit", "umask", "chmod", "chown", "mknod",
-    "nc", "ip", "ifconfig", "usleep", "yes", "tr", "cut", "sort", "awk", "sed", "df", "sync", "unshare", "setsid",
-    "dmesg", "sysctl", "ipcs", "timeout", "od", "hexdump", "xargs", "mkfifo", "realpath", "dirname", "basename",
+    "sh", "ls", "cat", "echo", "sleep", "true", "false", "id", "ps", "mount", "umount", "hostname", "date",
+    "dd", "md5sum", "wc", "head", "tail", "kill", "touch", "mkdir", "rm", "ln", "cp", "mv", "stat", "env",
+    "pwd", "grep", "readlink", "find", "test", "printf", "seq", "tty", "stty", "nice", "ulimit", "umask",
+    "chmod", "chown", "mknod", "nc", "ip", "ifconfig", "usleep", "yes", "tr", "cut", "sort", "awk", "sed",
+    "df", "sync", "unshare", "setsid", "dmesg", "sysctl", "ipcs", "timeout", "od", "hexdump", "xargs",
+    "mkfifo", "realpath", "dirname", "basename",
 ];
 
 /// What `runc spec` writes, without a terminal and with a writable root.

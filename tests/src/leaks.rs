@@ -16,6 +16,9 @@ pub fn descriptors(pid: i32) -> Vec<String> {
     all
 }
 
+/// Threads of a loader that serves nobody: the main one, and two that stand by for connections that get none.
+pub const IDLE_THREADS: usize = 3;
+
 pub fn threads(pid: i32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
@@ -23,7 +26,9 @@ pub fn threads(pid: i32) -> usize {
 /// Threads that wait in poll(2): a loader's main thread, and every handler whose call waits for something.
 pub fn threads_polling(pid: i32) -> usize {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    tasks.filter(|t| std::fs::read_to_string(t.path().join("wchan")).is_ok_and(|w| w.contains("poll"))).count()
+    tasks
+        .filter(|t| std::fs::read_to_string(t.path().join("wchan")).is_ok_and(|w| w.contains("poll")))
+        .count()
 }
 
 /// Resident memory in KiB.

@@ -10,8 +10,8 @@ pub mod bundle;
 pub mod fds;
 pub mod interop;
 pub mod leaks;
-pub mod urpc;
 pub mod oci;
+pub mod urpc;
 pub mod wait;
 
 pub use bundle::Bundle;
@@ -127,7 +127,10 @@ impl State {
 
     /// Runs a command that must succeed; returns its standard output.
     #[track_caller]
-    pub fn ok<S: AsRef<std::ffi::OsStr> + std::fmt::Debug>(&self, args: impl IntoIterator<Item = S>) -> String {
+    pub fn ok<S: AsRef<std::ffi::OsStr> + std::fmt::Debug>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+    ) -> String {
         let args: Vec<S> = args.into_iter().collect();
         let out = self.run(args.iter().map(AsRef::as_ref));
         assert!(
@@ -142,7 +145,10 @@ impl State {
 
     /// Runs a command that must fail; returns its standard error.
     #[track_caller]
-    pub fn fails<S: AsRef<std::ffi::OsStr> + std::fmt::Debug>(&self, args: impl IntoIterator<Item = S>) -> String {
+    pub fn fails<S: AsRef<std::ffi::OsStr> + std::fmt::Debug>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+    ) -> String {
         let args: Vec<S> = args.into_iter().collect();
         let out = self.run(args.iter().map(AsRef::as_ref));
         assert!(!out.status.success(), "{args:?} succeeded: {}", String::from_utf8_lossy(&out.stdout));

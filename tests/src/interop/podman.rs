@@ -153,7 +153,10 @@ impl Podman {
 
     fn remove_everything(&self) {
         quiet(&mut self.command(&["pod", "rm", "--all", "--force", "--time", "0"]));
-        quiet(&mut self.command(&["rm", "--all", "--force", "--time", "0"]));
+        // Those on which others depend go in the second round.
+        for _ in 0..2 {
+            quiet(&mut self.command(&["rm", "--all", "--force", "--time", "0"]));
+        }
     }
 }
 

@@ -14,7 +14,7 @@ fn path_only(directory: &Path) -> OwnedFd {
 /// Descriptors of the loader when no client is connected.
 fn idle(loader: i32) -> usize {
     wait::until("the loader is idle", || {
-        (leaks::threads(loader) == 1).then(|| leaks::descriptors(loader).len())
+        (leaks::threads(loader) == leaks::IDLE_THREADS).then(|| leaks::descriptors(loader).len())
     })
 }
 

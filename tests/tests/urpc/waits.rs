@@ -126,7 +126,7 @@ fn a_client_that_hangs_up_leaves_no_thread_and_no_descriptor() {
     let counts = || (leaks::threads(loader), leaks::descriptors(loader).len());
     let idle = wait::until("the loader is idle", || {
         let now = counts();
-        (now.0 == 1).then_some(now)
+        (now.0 == leaks::IDLE_THREADS).then_some(now)
     });
     for _ in 0..20 {
         let mut waiters: Vec<Urpc> = Vec::new();
