@@ -16,6 +16,7 @@ use airlock_wire::client::{Client, Dialect};
 use airlock_wire::error::{Error, Kind, Result};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
+use oci_spec::runtime::Spec;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -76,8 +77,13 @@ fn delete_existing(dir: &StateDir, id: &str, options: DeleteOptions) -> Result<(
 /// Waits for another command that is at work on the container, but not for ever: one that makes it and hangs (in a hook,
 /// say) is killed, one that does anything else is overtaken.
 fn force_lock(dir: &StateDir, id: &str) -> Result<Option<Lock>> {
-    if let Some(lock) = dir.lock_within(id, LOCK_LIMIT)? {
-        return Ok(Some(lock));
+    match dir.lock_within(id, LOCK_LIMIT) {
+        Ok(None) => {}
+        Err(e) if e.kind != Kind::NoSuchEntity => {
+            log::warn!("{e}");
+            return Ok(None);
+        }
+        other => return other,
     }
     if let Ok(State { phase: Phase::Creating { by }, .. }) = dir.load(id) {
         log::warn!("container {id}: killing process {}, which does not finish creating it", by.pid);
@@ -99,25 +105,25 @@ fn remove_unreadable(dir: &StateDir, id: &str, error: &Error) -> Result<()> {
             log::warn!("end the sandbox of container {id}: {e}");
         }
     }
-    // Its cgroup follows from its configuration, if that is still to be read.
-    let config = dir.config(id).ok().and_then(|text| serde_json::from_str(&text).ok());
-    if let Some(spec) = config {
-        let removed = (|| {
-            let end = Instant::now() + KILL_LIMIT;
-            let mut cgroup = Manager::plan(&spec, id, false)?;
-            // The sandbox may still be on its way out. Its last process leaves the cgroup before it ends.
-            while let Some(pid) = cgroup.all_procs()?.first().filter(|_| Instant::now() < end) {
-                if let Ok(process) = ProcessId::of(*pid) {
-                    process.wait(Some(Duration::from_millis(10)))?;
-                }
-                cgroup = Manager::plan(&spec, id, false)?;
+    // Its cgroup follows from its configuration; if that cannot be read either, it is where it is by default.
+    let config = dir.config(id).ok().and_then(|text| serde_json::from_str::<Spec>(&text).ok());
+    let path = config.as_ref().and_then(|spec| spec.linux().as_ref()?.cgroups_path().as_deref());
+    let plan = || Manager::plan_path(id, path, false);
+    let removed = (|| {
+        let end = Instant::now() + KILL_LIMIT;
+        let mut cgroup = plan()?;
+        // The sandbox may still be on its way out. Its last process leaves the cgroup before it ends.
+        while let Some(pid) = cgroup.all_procs()?.first().filter(|_| Instant::now() < end) {
+            if let Ok(process) = ProcessId::of(*pid) {
+                process.wait(Some(Duration::from_millis(10)))?;
             }
-            cgroup.kill_all()?;
-            cgroup.remove()
-        })();
-        if let Err(e) = removed {
-            log::warn!("container {id}: {e}");
+            cgroup = plan()?;
         }
+        cgroup.kill_all()?;
+        cgroup.remove()
+    })();
+    if let Err(e) = removed {
+        log::warn!("container {id}: {e}");
     }
     dir.remove(id)
 }
