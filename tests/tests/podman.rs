@@ -416,6 +416,22 @@ fn namespaces_of_the_host_and_of_other_containers() {
         assert_eq!(podman.run(&[option], &["readlink", &link(kind)]).ok().trim(), theirs, "{option}");
         assert_ne!(theirs, own(kind));
     }
+    // The processes of that container with its numbers, and none of the sandbox's.
+    let theirs = podman.ok(&["exec", "base", "readlink", &link("pid")]);
+    let out = podman
+        .run(&["--pid=container:base"], &["sh", "-c", "readlink /proc/self/ns/pid; ps -o pid,args"])
+        .ok();
+    let lines: Vec<&str> = out.lines().map(str::trim).collect();
+    assert_eq!((lines[0], lines[2]), (theirs.as_str(), "1 sleep 1000"), "{out}");
+    assert_eq!(podman.inspect("base", "{{.State.Status}}"), "running");
+    podman.start("guest", &["--pid=container:base"], &["sh", "-c", "sleep 1001; true"]);
+    assert!(podman.ok(&["exec", "base", "ps"]).contains("sleep 1001"));
+    assert!(podman.ok(&["exec", "guest", "ps"]).contains("sleep 1000"));
+    podman.ok(&["kill", "guest"]);
+    assert_eq!(podman.ok(&["wait", "guest"]), "137");
+    wait::until("the guest's child to end", || {
+        (!podman.ok(&["exec", "base", "ps"]).contains("1001")).then_some(())
+    });
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use super::exec::{send_pidfd, write_pid_file};
 use super::making::{self, Answered, Making, Sockets};
-use super::{CreateOptions, check_terminal, pod};
+use super::{CreateOptions, check_terminal, pidns, pod};
 use crate::cgroups::Manager;
 use crate::hooks::{self, HookState};
 use crate::podspec::{self, Bundle, Placement};
@@ -61,7 +61,8 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
     let spec = &bundle.spec;
     let mut sockets = Sockets::connect(&options, spec)?;
     let id_maps = podspec::id_maps(spec)?;
-    let join = podspec::open_namespaces(spec)?;
+    let mut join = podspec::open_namespaces(spec)?;
+    pidns::prefer_containers(dir, &mut join)?;
     let manager = Manager::plan(spec, id, options.systemd_cgroup)?;
     let mut making = Making::begin(dir, making::first_state(id, id, bundle, manager)?)?;
 

@@ -11,6 +11,7 @@ mod exec;
 mod host;
 mod making;
 pub mod passed;
+mod pidns;
 mod pod;
 mod process;
 mod run;
