@@ -76,3 +76,50 @@ pub fn processes_named(comm: &str) -> Vec<i32> {
     found.sort_unstable();
     found
 }
+
+/// Living processes that have `text` in their command line; zombies have none.
+pub fn processes_with(text: &str) -> Vec<String> {
+    let me = std::process::id().to_string();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|e| e.file_name().into_string().ok())
+        .filter(|pid| pid.bytes().all(|b| b.is_ascii_digit()) && *pid != me)
+        .filter_map(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            line.contains(text).then(|| format!("{pid}: {line}"))
+        })
+        .collect()
+}
+
+/// Mounts of this mount namespace with `text` in their line.
+pub fn mounts_with(text: &str) -> Vec<String> {
+    let all = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    all.lines().filter(|l| l.contains(text)).map(str::to_owned).collect()
+}
+
+/// Waits until nothing of container `id` is left: no process, cgroup, state or half-made state directory. Mounts and
+/// what is in the state directory must be gone at once.
+#[track_caller]
+pub fn nothing_left(state: &crate::State, id: &str) {
+    let in_state: Vec<_> = std::fs::read_dir(state.root())
+        .into_iter()
+        .flatten()
+        .filter_map(|e| e.ok()?.file_name().into_string().ok())
+        .filter(|name| name == id || name.starts_with('.'))
+        .collect();
+    assert!(in_state.is_empty(), "left in the state directory: {in_state:?}");
+    assert_eq!(mounts_with(id), Vec::<String>::new());
+    assert_eq!(mounts_with(&state.root().display().to_string()), Vec::<String>::new());
+    // A process that is killed takes a moment to end, and its cgroup can be removed only then.
+    let mut left = Vec::new();
+    for _ in 0..1000 {
+        left = processes_with(id);
+        left.extend(cgroups(id));
+        if left.is_empty() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    panic!("left of {id}: {left:#?}");
+}

@@ -123,7 +123,14 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
         hold: start.args.hold,
         late: (start.fds, procfs_mount),
     };
-    std::thread::Builder::new().name("boot".to_owned()).stack_size(512 << 10).spawn(move || boot.run())?;
+    std::thread::Builder::new()
+        .name("boot".to_owned())
+        .stack_size(512 << 10)
+        .spawn(move || boot.run())
+        .map_err(|e| {
+            Error::from(e)
+                .context("starting a thread of the sandbox (is linux.resources.pids.limit too small?)")
+        })?;
 
     let status = watch(&loader, &server, &start.exits, &signals, listener.as_ref())?;
     // A short-lived program may be over before the parent has heard that it was started. Nothing is ever sent: the

@@ -61,7 +61,7 @@ fn stage(socket: &UnixStream, handlers: Handlers) -> Result<()> {
     let (spawner_requests, loader_requests) = UnixStream::pair()?;
     let (spawner_exits, loader_exits) = UnixStream::pair()?;
     process::block_signals();
-    let spawner_pidfd = match process::fork(process::ForkOptions::default())? {
+    let spawner_pidfd = match process::fork(process::ForkOptions::default()).map_err(forking)? {
         process::Forked::Child => {
             let keep = [spawner_requests.as_raw_fd(), spawner_exits.as_raw_fd(), mount_namespace.as_raw_fd()];
             let _ = process::close_all_except(3, &keep);
@@ -76,7 +76,7 @@ fn stage(socket: &UnixStream, handlers: Handlers) -> Result<()> {
     };
     drop((spawner_requests, spawner_exits, mount_namespace));
     let sibling = process::ForkOptions { sibling: true, ..Default::default() };
-    match process::fork(sibling)? {
+    match process::fork(sibling).map_err(forking)? {
         process::Forked::Child => {
             drop(spawner_pidfd);
             run::main(LoaderStart {
@@ -97,6 +97,12 @@ fn stage(socket: &UnixStream, handlers: Handlers) -> Result<()> {
             &[pidfd.as_fd(), spawner_pidfd.as_fd()],
         ),
     }
+}
+
+fn forking(errno: nix::errno::Errno) -> Error {
+    Error::from(errno).context(
+        "forking the sandbox's processes (is linux.resources.pids.limit too small? airlock itself needs 4 and one for each connection)",
+    )
 }
 
 /// Joins and makes namespaces. Returns true when the sandbox shares somebody else's pid namespace.
