@@ -163,6 +163,8 @@ fn runsc_pauses_and_waits() {
     view.ok(&["resume", id]);
     assert_eq!(ours.state.status(id), "running");
     let waiting = view.command(&["wait", id]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let loader = i32::try_from(ours.state.state(id)["pid"].as_i64().unwrap()).unwrap();
+    wait::until("the call to block", || (leaks::threads_polling(loader) == 2).then_some(()));
     view.ok(&["kill", id, "TERM"]);
     let waited = parsed(&String::from_utf8_lossy(&waiting.wait_with_output().unwrap().stdout));
     assert_eq!((&waited["id"], &waited["exitStatus"]), (&json!(id), &json!(7)));
