@@ -6,7 +6,7 @@ use airlock_loader::container::{Container, Process, State};
 use airlock_loader::loader::{ContainerParts, DeliveryMode, ExecRequest, Loader};
 use airlock_wire::api::airlock::{
     ContainerInfo, Exec, ExecReply, Info, List, Methods, PauseContainer, PrepareArgs, PrepareSubcontainer,
-    Prepared, ResumeContainer, SignalForward, StartContainer, Supervise, SuperviseArgs,
+    Prepared, ResumeContainer, SharedMounts, SignalForward, StartContainer, Supervise, SuperviseArgs,
 };
 use airlock_wire::api::types::{Empty, Json};
 use airlock_wire::error::{Error, Kind, Result};
@@ -50,6 +50,15 @@ pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
     let l = loader.clone();
     registry.on::<List>(move |_, Empty {}| Ok(l.containers().iter().map(|c| info(&l, c)).collect()));
     registry.on::<Methods>(move |_, Empty {}| Ok(Json(airlock_wire::api::all_methods())));
+    let l = loader.clone();
+    registry.on::<SharedMounts>(move |call, Empty {}| {
+        let mut names = Vec::new();
+        for (name, mount) in l.shared_mounts() {
+            call.reply_fd(mount.try_clone()?);
+            names.push(name.clone());
+        }
+        Ok(names)
+    });
     let l = loader.clone();
     registry.on::<SignalForward>(move |_, args| {
         l.signal(&args.cid, args.pid, args.signo, DeliveryMode::Process).map(|()| Empty {})

@@ -57,6 +57,8 @@ pub struct LoaderConfig {
     pub spawner: Spawner,
     /// airlock's own binary, for symbols.
     pub self_exe: Option<OwnedFd>,
+    /// Mounts that containers share, by the name of the hint.
+    pub shared_mounts: Vec<(String, OwnedFd)>,
 }
 
 /// Processes that the spawner has forked, by their pid in the sandbox.
@@ -98,6 +100,11 @@ impl Loader {
     /// airlock's own binary, for symbols.
     pub fn self_exe(&self) -> Option<&OwnedFd> {
         self.config.self_exe.as_ref()
+    }
+
+    /// Mounts that containers share, by the name of the hint.
+    pub fn shared_mounts(&self) -> &[(String, OwnedFd)] {
+        &self.config.shared_mounts
     }
 
     /// The container `cid`.

@@ -83,6 +83,10 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
         None => start.fds.take_option(args.self_exe)?,
     };
     let parts = ContainerParts::take(&args.fds, &mut start.fds)?;
+    let mut shared_mounts = Vec::new();
+    for (name, fd) in &args.shared_mounts {
+        shared_mounts.push((name.clone(), start.fds.take(*fd)?));
+    }
     let (procfs, procfs_mount) = open_procfs()?;
     let namespaces = start.spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
     let in_userns = namespaces.is_some_and(|all| all.iter().any(|n| n.typ() == LinuxNamespaceType::User));
@@ -94,6 +98,7 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
         procfs: ProcFs::new(procfs),
         spawner: Spawner::new(start.requests),
         self_exe,
+        shared_mounts,
     }));
     let signals = SignalFd::with_flags(&forwarded_signals(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     backtrace::enable();

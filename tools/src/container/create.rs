@@ -73,14 +73,15 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
     let mut fds = FdList::default();
     let mut donated = making::donate_common(&mut fds, bundle.terminal(), &mut options, join)?;
     donated.cgroup = making.state.cgroup.make(spec, &mut fds, true)?;
-    let gofer_mount_confs = making.donate_mounts(bundle, &mut options, &mut fds, &mut donated)?;
+    let mounts = making.donate_mounts(bundle, &mut options, &mut fds, &mut donated, None)?;
     let hold = making::early_hooks(spec).iter().any(|(_, hooks)| !hooks.is_empty());
     let args = BootArgs {
         id: id.to_owned(),
         spec: SpecJson(Some(making::config_text(bundle, &options)?)),
         bundle: bundle.path.to_string_lossy().into_owned(),
         fds: donated,
-        gofer_mount_confs,
+        gofer_mount_confs: mounts.confs,
+        shared_mounts: mounts.shared,
         listener: Some(fds.push(dir.bind_control_socket(id)?)),
         exit_file: Some(fds.push(dir.make_exit_file(id)?)),
         log: options.log.take().map(|fd| fds.push(fd)),

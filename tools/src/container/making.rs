@@ -6,13 +6,13 @@ use super::delete::purge;
 use super::exec::pass_list;
 use super::{CreateOptions, Stdio};
 use crate::console::ConsoleSocket;
-use crate::gofer;
+use crate::gofer::{self, PodMounts};
 use crate::hooks::HookState;
 use crate::podspec::Bundle;
 use crate::process::ProcessId;
 use crate::sandbox::FdList;
 use crate::state::{Lock, Phase, State, StateDir, Status};
-use airlock_wire::api::boot::{ContainerFds, Namespace};
+use airlock_wire::api::boot::{ContainerFds, Fd, Namespace};
 use airlock_wire::api::types::GoferMountConf;
 use airlock_wire::error::{Error, Kind, Result};
 use oci_spec::runtime::{Hook, Hooks, Spec};
@@ -29,6 +29,15 @@ pub(super) struct Making<'a> {
     lock: Option<Lock>,
 }
 
+/// What a message says of the mounts in it.
+#[derive(Debug)]
+pub(super) struct DonatedMounts {
+    /// How each was made.
+    pub confs: Vec<GoferMountConf>,
+    /// What the sandbox is to keep for later containers of its pod, by the name of the hint.
+    pub shared: Vec<(String, Fd)>,
+}
+
 impl<'a> Making<'a> {
     /// Makes the state directory of a new container. The remains of a `create` that died under the same id are cleared
     /// away first.
@@ -40,17 +49,19 @@ impl<'a> Making<'a> {
         Ok(Self { dir, state, lock: Some(lock) })
     }
 
-    /// Opens what the configuration mounts, unless the caller has, and puts it into a message.
+    /// Opens what the configuration mounts, unless the caller has, and puts it into a message. `pod` is what the
+    /// sandbox has kept, for a later container of it.
     pub fn donate_mounts(
         &mut self,
         bundle: &Bundle,
         options: &mut CreateOptions,
         fds: &mut FdList,
         donated: &mut ContainerFds,
-    ) -> Result<Vec<GoferMountConf>> {
+        pod: Option<PodMounts>,
+    ) -> Result<DonatedMounts> {
         let mounts = match options.mounts.take() {
             Some(opened) => opened.donate(fds),
-            None => gofer::open(bundle, &options.overlay, fds)?,
+            None => gofer::open(bundle, &options.overlay, pod, fds)?,
         };
         donated.gofer = mounts.gofer;
         donated.devices = mounts.devices;
@@ -59,7 +70,7 @@ impl<'a> Making<'a> {
             self.state.filestores = mounts.cleanup;
             self.save()?;
         }
-        Ok(mounts.confs)
+        Ok(DonatedMounts { confs: mounts.confs, shared: mounts.shared })
     }
 
     /// Writes the state as it is now.

@@ -7,6 +7,7 @@ use super::create::Created;
 use super::exec::{launch, send_pidfd, write_pid_file};
 use super::making::{self, Answered, Making, Sockets};
 use crate::cgroups::Manager;
+use crate::gofer::{PodMountHints, PodMounts};
 use crate::hooks::{self, HookState};
 use crate::podspec::{self, Bundle};
 use crate::process::ProcessId;
@@ -14,7 +15,8 @@ use crate::proxy::{self, Proxy, Supervised, Target};
 use crate::sandbox::FdList;
 use crate::state::{Phase, StateDir, Status};
 use airlock_wire::api::airlock as api;
-use airlock_wire::api::types::SpecJson;
+use airlock_wire::api::types::{Empty, SpecJson};
+use airlock_wire::client::Client;
 use airlock_wire::error::{Error, Kind, Result};
 
 /// Creates container `id` in sandbox `sandbox_id`.
@@ -56,15 +58,16 @@ pub(super) fn create(
     let mut fds = FdList::default();
     let mut donated = making::donate_common(&mut fds, bundle.terminal(), &mut options, join)?;
     donated.cgroup = making.state.cgroup.make(spec, &mut fds, false)?;
-    let gofer_mount_confs = making.donate_mounts(bundle, &mut options, &mut fds, &mut donated)?;
+    let mut client = dir.connect(&making.state)?;
+    let pod = pod_mounts(dir, sandbox_id, &mut client)?;
+    let mounts = making.donate_mounts(bundle, &mut options, &mut fds, &mut donated, Some(pod))?;
     let args = api::PrepareArgs {
         cid: id.to_owned(),
         spec: SpecJson(Some(making::config_text(bundle, &options)?)),
         bundle: bundle.path.to_string_lossy().into_owned(),
         fds: donated,
-        gofer_mount_confs,
+        gofer_mount_confs: mounts.confs,
     };
-    let mut client = dir.connect(&making.state)?;
     let reply = client.call::<api::PrepareSubcontainer>(&args, &fds.as_fds())?;
     drop(fds);
     let mut passed = reply.fds;
@@ -107,6 +110,17 @@ pub(super) fn create(
     })?;
     let (state, lock) = making.finish()?;
     Ok(Created { state, lock, sandbox: None, console, supervised })
+}
+
+/// What the pod's containers share: as the hints of its root container say, and as the sandbox keeps it.
+fn pod_mounts(dir: &StateDir, sandbox_id: &str, client: &mut Client) -> Result<PodMounts> {
+    let root = Bundle::from_text(dir.dir(sandbox_id), dir.config(sandbox_id)?)?;
+    let hints = PodMountHints::from_spec(&root.spec)?;
+    if !hints.any_kept() {
+        return Ok(PodMounts { hints, ..PodMounts::default() });
+    }
+    let reply = client.call::<api::SharedMounts>(&Empty {}, &[])?;
+    Ok(PodMounts { hints, kept: reply.value.into_iter().zip(reply.fds).collect() })
 }
 
 /// Has the program of a container executed that this process is making.

@@ -9,7 +9,7 @@ use airlock_loader::sys::mount::{
 };
 use airlock_wire::error::{Error, Result};
 use oci_spec::runtime::{Mount, Spec};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// What all hint annotations start with.
@@ -118,12 +118,17 @@ impl PodMountHints {
         self.0.iter().find(|h| h.source == source)
     }
 
-    /// Without the hints for a tmpfs that several containers share, for callers that cannot keep one: the mounts are
-    /// then ordinary binds of their source.
+    /// Without the hints for a tmpfs that the pod shares but does not keep: the mounts are then ordinary binds of their
+    /// source.
     #[must_use]
-    pub fn without_pod_tmpfs(mut self) -> Self {
-        self.0.retain(|h| !(h.tmpfs && h.share == Share::Pod));
+    pub fn with_kept(mut self, kept: &HashMap<String, OwnedFd>) -> Self {
+        self.0.retain(|h| !h.is_kept_by_pod() || kept.contains_key(&h.name));
         self
+    }
+
+    /// True if the pod has to keep a tmpfs for its containers.
+    pub fn any_kept(&self) -> bool {
+        self.0.iter().any(MountHint::is_kept_by_pod)
     }
 
     /// All hints, by name.
@@ -141,6 +146,11 @@ impl MountHint {
     /// True when the pod keeps one tmpfs instead of the host's directory.
     pub fn is_shared_tmpfs(&self) -> bool {
         self.tmpfs && self.share != Share::Shared
+    }
+
+    /// True when that tmpfs is there for several containers, and so from before the first to after the last of them.
+    pub(super) fn is_kept_by_pod(&self) -> bool {
+        self.tmpfs && self.share == Share::Pod
     }
 
     /// Checks that a container does not ask for more than the shared mount gives.
@@ -222,7 +232,7 @@ mod tests {
         .unwrap();
         a.check_compatible(&strict).unwrap();
         assert!(all.iter().any(MountHint::should_overlay));
-        assert_eq!(all.without_pod_tmpfs().iter().map(|h| h.name.as_str()).collect::<Vec<_>>(), ["b"]);
+        assert_eq!(all.with_kept(&HashMap::new()).iter().map(|h| h.name.as_str()).collect::<Vec<_>>(), ["b"]);
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub struct GoferOptions<'a> {
     pub hints: PodMountHints,
     /// Mounts that other containers of the pod share, by hint name (from [`Opened::shared`] of the first of them).
     pub shared: HashMap<String, OwnedFd>,
+    /// Make all that the pod shares, whether this container mounts it or not: it is the pod's first.
+    pub make_shared: bool,
 }
 
 /// What was opened for one container. The caller owns it all; dropped without having been donated, it is gone.
@@ -87,6 +89,7 @@ impl Opened {
             devices: self.devices.into_iter().map(|(path, fd)| (path, fds.push(fd))).collect(),
             filestores: self.filestores.into_iter().map(|fd| fds.push(fd)).collect(),
             confs: self.confs,
+            shared: self.shared.into_iter().map(|(name, fd)| (name, fds.push(fd))).collect(),
             cleanup: self.cleanup,
         }
     }
@@ -103,20 +106,46 @@ pub struct Donated {
     pub filestores: Vec<Fd>,
     /// How each was made.
     pub confs: Vec<GoferMountConf>,
+    /// As [`Opened::shared`].
+    pub shared: Vec<(String, Fd)>,
     /// As [`Opened::cleanup`].
     pub cleanup: Vec<PathBuf>,
 }
 
-/// [`open_all`] for a bundle, into a message's descriptor list. `overlay` is in gVisor's form (`root:memory`).
+/// What the containers of a pod share, for those that come after the first.
+#[derive(Debug, Default)]
+pub struct PodMounts {
+    /// Hints of the pod's root container.
+    pub hints: PodMountHints,
+    /// What the sandbox keeps for them, by hint name.
+    pub kept: HashMap<String, OwnedFd>,
+}
+
+/// [`open_all`] for a bundle, into a message's descriptor list. `overlay` is in gVisor's form (`root:memory`). Without
+/// a `pod`, the container is the first of one.
 ///
 /// # Errors
 /// As [`open_all`]; [`Kind::InvalidArgument`] for an overlay text that cannot be read.
-pub fn open(bundle: &Bundle, overlay: &Option<String>, fds: &mut FdList) -> Result<Donated> {
-    let options = GoferOptions {
-        overlay: overlay.as_deref().unwrap_or("none").parse()?,
-        // Nobody keeps a shared tmpfs between two commands; the host's directory is shared all the same.
-        hints: PodMountHints::from_spec(&bundle.spec)?.without_pod_tmpfs(),
-        ..Default::default()
+pub fn open(
+    bundle: &Bundle,
+    overlay: &Option<String>,
+    pod: Option<PodMounts>,
+    fds: &mut FdList,
+) -> Result<Donated> {
+    let overlay = overlay.as_deref().unwrap_or("none").parse()?;
+    let options = match pod {
+        None => GoferOptions {
+            overlay,
+            hints: PodMountHints::from_spec(&bundle.spec)?,
+            make_shared: true,
+            ..Default::default()
+        },
+        Some(pod) => GoferOptions {
+            overlay,
+            hints: pod.hints.with_kept(&pod.kept),
+            shared: pod.kept,
+            ..Default::default()
+        },
     };
     let opened = open_all(&bundle.path, &bundle.spec, &options)?;
     Ok(opened.donate(fds))
@@ -148,6 +177,9 @@ pub fn open_all(bundle: &Path, spec: &Spec, options: &GoferOptions<'_>) -> Resul
                 .mount(entry)
                 .map_err(|e| e.context(format!("mount {:?}", entry.destination().display().to_string())))?,
         );
+    }
+    if options.make_shared {
+        gofer.make_shared()?;
     }
     let in_userns = spec
         .linux()
@@ -316,6 +348,24 @@ impl Gofer<'_> {
         let fd = fd.map_err(|e| e.context(context()))?;
         bind::apply(fd.as_fd(), options, &self.base)?;
         Ok(fd)
+    }
+
+    /// Makes what the pod shares and this container does not mount.
+    fn make_shared(&mut self) -> Result<()> {
+        for hint in self.options.hints.iter().filter(|h| h.is_kept_by_pod()) {
+            if self.shared.iter().any(|(name, _)| *name == hint.name) {
+                continue;
+            }
+            let fd = hint.make_tmpfs()?;
+            match mount::clone_tree(fd.as_fd(), false) {
+                Ok(_) => self.shared.push((hint.name.clone(), fd)),
+                Err(Errno::EINVAL) => {}
+                Err(e) => {
+                    return Err(Error::from(e).context(format!("copying shared mount {:?}", hint.name)));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A tmpfs that the pod's containers share; `None` where the kernel cannot copy a mount that is attached nowhere

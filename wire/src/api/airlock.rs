@@ -24,6 +24,8 @@ crate::methods! {
     List: Empty => Vec<ContainerInfo>;
     /// Lists every method that this sandbox answers.
     Methods: Empty => Json<Vec<MethodInfo>>;
+    /// Names the mounts that the containers of this pod share (mount hints of type tmpfs).
+    SharedMounts: Empty => Vec<String>, fds "out: a detached mount for each name";
     /// Sends a signal that a proxy process received to the process that it stands for.
     SignalForward: SignalForwardArgs => Empty;
     /// Freezes one container (OCI `pause`); blocks until none of its processes runs.

@@ -115,6 +115,9 @@ pub struct BootArgs {
     pub fds: ContainerFds,
     /// How the gofer mounts were made; `[0]` is the rootfs.
     pub gofer_mount_confs: Vec<GoferMountConf>,
+    /// Detached mounts that containers of the pod share, by the name of the mount hint; the loader keeps them and gives
+    /// them out (`Airlock.SharedMounts`).
+    pub shared_mounts: Vec<(String, Fd)>,
     /// The listening control socket.
     pub listener: Option<Fd>,
     /// The loader writes the root container's last words there as one JSON object

@@ -163,7 +163,8 @@ proptest! {
         let (log_level, stop_grace_ms) = numbers;
         let (host_pid, autostart, hold) = flags;
         let args = BootArgs {
-            id: id.clone(), spec, bundle: id.clone(), fds, gofer_mount_confs: confs, listener: listener.map(Fd), exit_file: None,
+            id: id.clone(), spec, bundle: id.clone(), fds, gofer_mount_confs: confs,
+            shared_mounts: listener.map(|n| (id.clone(), Fd(n))).into_iter().collect(), listener: listener.map(Fd), exit_file: None,
             log: listener.map(Fd), log_level, panic_log: None, user_log: None, self_exe: None, host_pid, autostart, hold,
             allowed_uids: uids, stop_grace_ms,
         };
@@ -204,7 +205,7 @@ fn defaults_of_every_method() {
         logging: Change;
         usage: Collect;
         debug: Stacks;
-        airlock: Continue PrepareSubcontainer StartContainer PauseContainer ResumeContainer Supervise Exec Info List Methods SignalForward;
+        airlock: Continue PrepareSubcontainer StartContainer PauseContainer ResumeContainer Supervise Exec Info List Methods SignalForward SharedMounts;
     }
 }
 
