@@ -37,11 +37,12 @@ fn main() {
         std::process::exit(status.code().unwrap_or(1));
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let groups: [(&str, fn()); 6] = [
+    let groups: [(&str, fn()); 7] = [
         ("run", run_true),
         ("seccomp", run_with_seccomp),
         ("exec", exec_true),
         ("subcontainer", subcontainer),
+        ("rpc", rpc),
         ("memory", memory),
         ("scale", scale),
     ];
@@ -271,6 +272,41 @@ fn runsc_subcontainer(runsc: &Path, ours: Duration) {
         show(times[6]),
         ours.as_secs_f64() / times[6].as_secs_f64()
     );
+}
+
+/// One JSON client against our sandbox and a real runsc sandbox, calls in turn.
+fn rpc() {
+    let bundle = Bundle::new(&["/bin/sleep", "100000"]);
+    let state = State::new();
+    state.detached(&["run", "--detach", "--bundle", bundle.text(), "rpc"]);
+    let mut ours = Client::connect(&state.control_socket("rpc"), Dialect::Json).unwrap();
+    let Some(runsc) = which("runsc") else { return println!("(not installed: runsc)") };
+    let dir = tempfile::tempdir().unwrap();
+    let id = airlock_tests::unique("bench-rpc");
+    let runsc = |args: &[&str]| {
+        let mut command = Command::new(&runsc);
+        command.arg("--root").arg(dir.path()).args(["--platform=ptrace", "--network=none"]).args(args);
+        quiet(&mut command)
+    };
+    assert!(runsc(&["run", "-detach", "-bundle", bundle.text(), &id]));
+    let mut theirs = Client::connect(Path::new(&format!("@runsc-sandbox.{id}")), Dialect::Json).unwrap();
+    for (title, method, cids) in [
+        ("unknown method", "no.Such", ["rpc", id.as_str()]),
+        ("containerManager.Processes", "containerManager.Processes", ["rpc", id.as_str()]),
+    ] {
+        let mut all = [
+            Alternative::new("airlock, JSON", || {
+                let _ = ours.call_raw(method, &serde_json::json!(cids[0]), &[]);
+                true
+            }),
+            Alternative::new("runsc 20221219", || {
+                let _ = theirs.call_raw(method, &serde_json::json!(cids[1]), &[]);
+                true
+            }),
+        ];
+        report(&format!("Round trip of {title}, JSON"), &interleave(&mut all, 3000, Duration::ZERO));
+    }
+    runsc(&["delete", "-force", &id]);
 }
 
 fn memory() {
