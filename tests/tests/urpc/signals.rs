@@ -139,7 +139,8 @@ fn a_process_group_by_its_number() {
 fn the_foreground_group_of_a_terminal() {
     need!("busybox");
     let sandbox = Sandbox::sleeping();
-    let script = "trap 'exit 3' INT; echo ready; while :; do sleep 1000; done";
+    // Short sleeps: the signal may come after the shell has looked for it and before it has forked.
+    let script = "trap 'exit 3' INT; echo ready; while :; do sleep 0.1; done";
     for mut caller in sandbox.both() {
         let pty = nix::pty::openpty(None, None).unwrap();
         let mut args = exec_args(&sandbox.id, &["/bin/sh", "-c", script]);
