@@ -3,7 +3,7 @@
 use crate::container_manager::wait_for;
 use airlock_loader::boot::FdTable;
 use airlock_loader::container::{Container, Process, State};
-use airlock_loader::loader::{ContainerParts, DeliveryMode, ExecRequest, Loader};
+use airlock_loader::loader::{ContainerParts, ExecRequest, Loader};
 use airlock_wire::api::airlock::{
     ContainerInfo, Exec, ExecReply, Info, List, Methods, PauseContainer, PrepareArgs, PrepareSubcontainer,
     Prepared, ResumeContainer, SharedMounts, SignalForward, StartContainer, Supervise, SuperviseArgs,
@@ -60,9 +60,8 @@ pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
         Ok(names)
     });
     let l = loader.clone();
-    registry.on::<SignalForward>(move |_, args| {
-        l.signal(&args.cid, args.pid, args.signo, DeliveryMode::Process).map(|()| Empty {})
-    });
+    registry
+        .on::<SignalForward>(move |_, args| l.forward(&args.cid, args.pid, args.signo).map(|()| Empty {}));
     let l = loader.clone();
     registry.on::<PauseContainer>(move |_, args| l.pause_container(&args.cid, true).map(|()| Empty {}));
     let l = loader.clone();

@@ -187,8 +187,12 @@ fn open_namespace(path: &Path, flag: i32) -> Result<OwnedFd> {
 }
 
 /// Opens the namespaces that a container of a pod joins beyond what it shares with its sandbox anyway: those of
-/// `/proc/<loader>/ns` are left out, except the pid namespace, whose presence says that the pod shares one.
-pub fn open_pod_namespaces(spec: &Spec, loader: i32) -> Result<Vec<(Namespace, OwnedFd)>> {
+/// `/proc/<loader>/ns` are left out. So is the pid namespace, of the loader or of the root container, whose processes are
+/// `root`: that it is given by path says to the sandbox that the container shares the pod's.
+///
+/// # Errors
+/// As [`open_namespaces`]; a pid namespace that is not the pod's.
+pub fn open_pod_namespaces(spec: &Spec, loader: i32, root: &[i32]) -> Result<Vec<(Namespace, OwnedFd)>> {
     let mut opened = open_namespaces(spec)?;
     let mut kept = Vec::new();
     for (name, fd) in opened.drain(..) {
@@ -197,16 +201,27 @@ pub fn open_pod_namespaces(spec: &Spec, loader: i32) -> Result<Vec<(Namespace, O
             Namespace::Ipc => "ipc",
             Namespace::Uts => "uts",
             Namespace::User => "user",
-            Namespace::Mount | Namespace::Pid | Namespace::Cgroup | Namespace::Time => {
+            Namespace::Pid => "pid",
+            Namespace::Mount | Namespace::Cgroup | Namespace::Time => {
                 kept.push((name, fd));
                 continue;
             }
         };
-        let ours = std::fs::metadata(format!("/proc/{loader}/ns/{file}"));
         let theirs = std::fs::metadata(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd)));
-        let same = matches!((&ours, &theirs), (Ok(a), Ok(b)) if a.ino() == b.ino() && a.dev() == b.dev());
-        if !same {
-            kept.push((name, fd));
+        let is_of = |pid: i32| {
+            let ours = std::fs::metadata(format!("/proc/{pid}/ns/{file}"));
+            matches!((&ours, &theirs), (Ok(a), Ok(b)) if a.ino() == b.ino() && a.dev() == b.dev())
+        };
+        match name {
+            _ if is_of(loader) => {}
+            Namespace::Pid if root.iter().any(|pid| is_of(*pid)) => {}
+            Namespace::Pid => {
+                return Err(Error::unsupported(format!(
+                    "linux.namespaces: the pid namespace by path is not the pod's (/proc/{loader}/ns/pid): a container of \
+                     a pod shares that one, or has one of its own"
+                )));
+            }
+            _ => kept.push((name, fd)),
         }
     }
     Ok(kept)
@@ -339,8 +354,24 @@ mod tests {
         let text = format!(
             r#","linux":{{"namespaces":[{{"type":"network","path":"/proc/{me}/ns/net"}},{{"type":"pid","path":"/proc/{me}/ns/pid"}}]}}"#
         );
-        let kept = open_pod_namespaces(&spec(&text), me).unwrap();
-        assert_eq!(kept.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [Namespace::Pid]);
+        assert!(open_pod_namespaces(&spec(&text), me, &[]).unwrap().is_empty());
+        let mut init = std::process::Command::new("unshare")
+            .args(["--pid", "--fork", "--kill-child", "sleep", "1000"])
+            .spawn()
+            .unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", init.id());
+        let other = loop {
+            let pid = std::fs::read_to_string(&children).unwrap_or_default();
+            if let Ok(pid) = pid.trim().parse::<i32>() {
+                break pid;
+            }
+        };
+        let text = format!(r#","linux":{{"namespaces":[{{"type":"pid","path":"/proc/{other}/ns/pid"}}]}}"#);
+        assert!(open_pod_namespaces(&spec(&text), me, &[me, other]).unwrap().is_empty());
+        let error = open_pod_namespaces(&spec(&text), me, &[me]).unwrap_err();
+        assert!(error.message.contains("not the pod's"), "{error}");
+        init.kill().unwrap();
+        init.wait().unwrap();
     }
 
     #[test]

@@ -126,17 +126,7 @@ impl Booted {
 
 /// Waits for child `pid` and returns its wait status.
 pub fn reap(pid: i32) -> Result<i32> {
-    use nix::sys::wait::WaitStatus;
-    loop {
-        match nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None) {
-            Ok(WaitStatus::Exited(_, code)) => return Ok(code << 8),
-            Ok(WaitStatus::Signaled(_, signal, core)) => {
-                return Ok(signal as i32 | if core { 0x80 } else { 0 });
-            }
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(e) => return Err(Error::from(e).context(format!("wait for process {pid}"))),
-        }
-    }
+    sys::wait_child(pid).map_err(|e| Error::from(e).context(format!("wait for process {pid}")))
 }
 
 /// Finds the `airlock` binary that library users mean.

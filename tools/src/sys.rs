@@ -40,6 +40,20 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     .map(drop)
 }
 
+/// Waits for the end of child `pid` and returns its wait status (waitpid(2)); nix knows no real-time signals. Fails with
+/// `ECHILD` when it is none of ours.
+pub fn wait_child(pid: i32) -> io::Result<i32> {
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` outlives the call.
+        match check(unsafe { libc::waitpid(pid, &raw mut status, 0) }.into()) {
+            Ok(_) => return Ok(status),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
 /// A detached, read-only, no-setuid view of the file `path` (open_tree(2) and mount_setattr(2)): whoever executes it
 /// can never open the file for writing through `/proc/<pid>/exe`. Needs `CAP_SYS_ADMIN` over the mount namespace.
 pub fn read_only_view(path: &std::ffi::CStr) -> io::Result<OwnedFd> {

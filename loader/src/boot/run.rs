@@ -5,8 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::{FdTable, Handlers};
-use crate::container::State;
-use crate::loader::{ContainerParts, DeliveryMode, Loader, LoaderConfig};
+use crate::loader::{ContainerParts, Loader, LoaderConfig};
 use crate::procfs::ProcFs;
 use crate::seccomp::loader_filter;
 use crate::spawner::{Exited, Spawner};
@@ -262,15 +261,7 @@ fn watch(
 
 /// The loader's pid stands for the container, so signals to it are the container's.
 fn forward(loader: &Loader, signo: i32) {
-    let Ok(root) = loader.root() else { return };
-    // An init that waits for its start has no handlers, and PID 1 of a namespace ignores what it does not handle.
-    let signo = match (root.state(), signo) {
-        (State::Creating | State::Created, libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP) => {
-            libc::SIGKILL
-        }
-        (_, other) => other,
-    };
-    if let Err(e) = loader.signal(loader.id(), 0, signo, DeliveryMode::Process) {
+    if let Err(e) = loader.forward(loader.id(), 0, signo) {
         log::debug!("forwarding signal {signo}: {e}");
     }
 }

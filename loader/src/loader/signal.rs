@@ -68,6 +68,20 @@ impl Loader {
         }
     }
 
+    /// Sends a signal that was sent to the process that stands for a container (`pid` 0) or an executed process.
+    ///
+    /// # Errors
+    /// As [`Loader::signal`].
+    pub fn forward(&self, cid: &str, pid: i32, signo: i32) -> Result<()> {
+        let waits = matches!(self.container(cid)?.state(), State::Creating | State::Created);
+        let signo = match signo {
+            // An init that waits for its start has no handlers, and PID 1 of a namespace ignores what it does not handle.
+            libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP if waits && pid == 0 => libc::SIGKILL,
+            other => other,
+        };
+        self.signal(cid, pid, signo, DeliveryMode::Process)
+    }
+
     fn signal_process(&self, cid: &str, pid: i32, signo: i32) -> Result<()> {
         let container = self.container(cid)?;
         if pid == 0 {

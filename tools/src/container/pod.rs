@@ -48,7 +48,7 @@ pub(super) fn create(
         return Err(Error::invalid_state(format!("sandbox {sandbox_id} of container {id} is not running")));
     }
     let mut sockets = Sockets::connect(&options, spec)?;
-    let join = podspec::open_pod_namespaces(spec, sandbox.loader.pid)?;
+    let join = podspec::open_pod_namespaces(spec, sandbox.loader.pid, &sandbox.cgroup.procs()?)?;
     let manager = Manager::plan(spec, id, options.systemd_cgroup)?;
     let mut state = making::first_state(id, sandbox_id, bundle, manager)?;
     state.loader = sandbox.loader;
