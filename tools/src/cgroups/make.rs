@@ -157,9 +157,11 @@ impl Manager {
         }
     }
 
-    /// Plans again what could not be planned: by now the leaf is free, or it is another's.
+    /// Plans again what could not be planned: by now the leaf is free, or it is another's; or directories that were
+    /// there have gone with what a killed command had left.
     fn settle(&mut self) -> Result<()> {
-        if self.disputed {
+        let gone = |h: &Hierarchy| !self.made.contains(&h.path) && !h.path.is_dir();
+        if self.disputed || self.hierarchies.iter().any(gone) {
             self.made = missing(self)?;
             self.disputed = false;
         }
