@@ -1,6 +1,11 @@
 //! Attacks on container runtimes that became known, tried against the real binary. docs/THREAT-MODEL.md lists them.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "hostile/inside.rs"]
+mod inside;
+#[path = "hostile/races.rs"]
+mod races;
+
 use airlock_tests::{Bundle, State, airlock, leaks, need, unique, wait};
 use serde_json::json;
 use std::fs::OpenOptions;
@@ -192,11 +197,16 @@ fn an_annotation_changes_no_isolation() {
     let annotations = json!({
         "run.oci.keep_original_groups": "1", "io.podman.annotations.privileged": "TRUE",
         "dev.gvisor.internal.nvproxy": "true", "run.oci.handler": "krun", "org.systemd.property.X": "'/etc'",
+        "run.oci.seccomp_fail_unknown_syscall": "0", "run.oci.mount_context_type": "none", "run.oci.systemd.subgroup": "..",
+        "io.kubernetes.cri-o.userns-mode": "auto", "io.kubernetes.cri-o.TrySkipVolumeSELinuxLabel": "true",
+        "io.kubernetes.cri.untrusted-workload": "true", "org.criu.config": "/etc/criu.conf", "privileged": "true",
+        "dev.gvisor.flag.network": "host", "dev.gvisor.flag.debug": "true", "module.wasm.image/variant": "compat",
     });
     let args = [
         "/bin/sh",
         "-c",
-        "grep Cap /proc/self/status; grep -c . /proc/mounts; readlink /proc/self/ns/net | wc -c",
+        "grep -e Cap -e NoNew -e Seccomp: -e Groups /proc/self/status; cut -d' ' -f2-4 /proc/mounts | grep -v ' overlay'; \
+         cat /proc/self/uid_map; id; ls /proc/self/fd /dev; hostname; ls /sys/class/net; ulimit -a",
     ];
     let outputs: Vec<String> = [false, true]
         .into_iter()
