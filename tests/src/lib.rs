@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod bundle;
 pub mod fds;
+pub mod fuzzing;
 pub mod interop;
 pub mod leaks;
 pub mod oci;
