@@ -54,7 +54,7 @@ pub struct LoaderConfig {
     /// procfs of the sandbox's pid namespace.
     pub procfs: ProcFs,
     /// The way to new processes.
-    pub spawner: Spawner,
+    pub spawner: Arc<Spawner>,
     /// airlock's own binary, for symbols.
     pub self_exe: Option<OwnedFd>,
     /// Mounts that containers share, by the name of the hint.

@@ -16,6 +16,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 
 /// Asks for a new process. Descriptors: its channel; then, as the flags say, the init's pidfd whose pid namespace
@@ -59,9 +60,11 @@ pub struct SpawnerEnds {
 /// Runs the spawner; returns only by ending the process.
 pub fn main(ends: SpawnerEnds) -> ! {
     process::set_name(c"airlock-spawner");
-    let code = match serve(&ends) {
-        Ok(()) => 0,
-        Err(_) => 1,
+    // Neither here nor in a process that is forked may a panic reach the frames of what this process was forked from.
+    let code = match catch_unwind(AssertUnwindSafe(|| serve(&ends))) {
+        Ok(Ok(())) => 0,
+        Ok(Err(_)) => 1,
+        Err(_) => 101,
     };
     process::exit_now(code)
 }
@@ -140,7 +143,9 @@ fn child(ends: &SpawnerEnds, channel: OwnedFd) -> ! {
     let keep = [channel.as_raw_fd(), ends.mount_namespace.as_raw_fd()];
     // The spawner's other descriptors are closed by number: their owners live in frames that never return.
     let _ = process::close_all_except(3, &keep);
-    init::main(UnixStream::from(channel), ends.mount_namespace.as_fd())
+    let channel = UnixStream::from(channel);
+    let Err(_) = catch_unwind(AssertUnwindSafe(|| init::main(channel, ends.mount_namespace.as_fd())));
+    process::exit_now(101)
 }
 
 /// How a new process is placed.

@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::process::ProcessId;
+use crate::process::{ProcessId, wait_ended};
 use crate::sys;
 use airlock_wire::api::boot::{BootArgs, BootReply, Fd};
 use airlock_wire::api::{airlock, types::Empty};
@@ -19,7 +19,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// How long a sandbox that has hung up may take to end.
+const LAST_BREATH: Duration = Duration::from_secs(10);
 
 /// Collects the descriptors of a message and hands out their indices.
 #[derive(Debug, Default)]
@@ -205,15 +209,19 @@ impl Stage {
     /// the caller's to remove).
     pub fn boot(mut self, request: BootRequest, events: &mut dyn BootEvents) -> Result<Booted> {
         let mut loader = None;
-        let result = self.converse(request, events, &mut loader);
-        if result.is_ok() {
-            return result;
+        let error = match self.converse(request, events, &mut loader) {
+            Ok(booted) => return Ok(booted),
+            Err(error) => error,
+        };
+        let Some((id, pidfd)) = &loader else { return Err(error) };
+        // One that hung up without a word is ending by itself: how tells more than the lost connection.
+        let silent = error.kind == Kind::Disconnected
+            && wait_ended(pidfd.as_fd(), Some(LAST_BREATH)).unwrap_or_default();
+        let _ = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+        match reap(id.pid) {
+            Ok(status) if silent => Err(error.context(ended_early(&ExitStatus::from_raw(status)))),
+            _ => Err(error),
         }
-        if let Some((id, pidfd)) = &loader {
-            let _ = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
-            let _ = reap(id.pid);
-        }
-        result
     }
 
     fn converse(
@@ -304,17 +312,13 @@ impl Stage {
     /// A lost connection says little: how the other side ended says more.
     fn explain(&mut self, error: Error) -> Error {
         if error.kind != Kind::Disconnected || self.reaped {
-            return error.context("the sandbox ended while it was being made");
+            return error.context("talk to the sandbox that is being made");
         }
         let _ = self.child.kill();
         match self.child.wait() {
             Ok(status) => {
                 self.reaped = true;
-                let how = match (status.code(), status.signal()) {
-                    (Some(code), _) => format!("exit status {code}"),
-                    (_, signal) => format!("signal {}", signal.unwrap_or(0)),
-                };
-                error.context(format!("the sandbox ended before it was made ({how})"))
+                error.context(ended_early(&status))
             }
             Err(_) => error,
         }
@@ -328,6 +332,19 @@ impl Drop for Stage {
             let _ = self.child.wait();
         }
     }
+}
+
+/// How a process of the sandbox ended that said nothing. Only one that is killed says nothing.
+fn ended_early(status: &ExitStatus) -> String {
+    let how = match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (_, Some(libc::SIGKILL)) => {
+            "signal 9: killed by somebody, or by the kernel (is linux.resources.memory.limit too small?)"
+                .to_owned()
+        }
+        (_, signal) => format!("signal {}", signal.unwrap_or(0)),
+    };
+    format!("the sandbox ended before it was made ({how})")
 }
 
 fn out_of_order() -> Error {

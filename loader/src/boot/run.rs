@@ -4,7 +4,7 @@
 //! container and then serves the boot socket as an ordinary connection. Every further connection adds a thread.
 #![forbid(unsafe_code)]
 
-use super::{FdTable, Handlers};
+use super::{FdTable, Handlers, guarded};
 use crate::loader::{ContainerParts, Loader, LoaderConfig};
 use crate::procfs::ProcFs;
 use crate::seccomp::loader_filter;
@@ -33,8 +33,8 @@ pub(super) struct LoaderStart {
     pub args: BootArgs,
     pub spec: Spec,
     pub fds: FdTable,
-    pub requests: UnixStream,
-    pub exits: UnixStream,
+    pub spawner: Arc<Spawner>,
+    pub exits: Arc<UnixStream>,
     /// The binary this process runs, readable; `BootArgs::self_exe` stands in for it.
     pub own_binary: Option<OwnedFd>,
     pub host_pid: bool,
@@ -47,7 +47,10 @@ const KEPT: u64 = 1 << 5 /* KILL */ | 1 << 19 /* SYS_PTRACE */ | 1 << 2 /* DAC_R
 pub(super) fn main(start: LoaderStart) -> ! {
     process::set_name(c"airlock-loader");
     let Ok(socket) = start.socket.try_clone() else { process::exit_now(1) };
-    match run(start) {
+    // The spawner takes the end of either connection for ours, and the kernel then kills us: both stay open until the
+    // last word is said.
+    let _open = (start.spawner.clone(), start.exits.clone());
+    match guarded(|| run(start)) {
         Ok(never) => match never {},
         Err(error) => {
             log::error!("{error}");
@@ -95,7 +98,7 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
         in_userns,
         shared_pid_namespace: start.host_pid,
         procfs: ProcFs::new(procfs),
-        spawner: Spawner::new(start.requests),
+        spawner: start.spawner,
         self_exe,
         shared_mounts,
     }));
@@ -172,7 +175,8 @@ struct Boot {
 
 impl Boot {
     fn run(mut self) {
-        if let Err(error) = self.create() {
+        if let Err(error) = guarded(|| self.create()) {
+            log::error!("{error}");
             let _ = binary::send(&self.socket, &BootReply::Failed(error), &[]);
             // Without a root container there is no sandbox. The spawner sees the loader go and ends the rest.
             if let Ok(root) = self.loader.root()

@@ -3,9 +3,9 @@
 #![forbid(unsafe_code)]
 
 use super::run::{self, LoaderStart};
-use super::{FdTable, Handlers};
+use super::{FdTable, Handlers, guarded};
 use crate::oci::namespaces::joined;
-use crate::spawner::{self, SpawnerEnds};
+use crate::spawner::{self, Spawner, SpawnerEnds};
 use crate::sys::{misc, mount, process};
 use airlock_wire::api::boot::{BootArgs, BootReply, Namespace};
 use airlock_wire::binary;
@@ -13,6 +13,7 @@ use airlock_wire::error::{Error, Result};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 /// Runs `airlock boot`: reads the boot message from descriptor 0 and becomes a sandbox. `handlers` makes the
 /// controller's method table. Does not return.
@@ -24,7 +25,7 @@ pub fn stage_main(handlers: Handlers) -> ! {
     // Whatever the caller of our parent left open is none of the sandbox's business.
     let _ = process::close_all_except(3, &[socket.as_raw_fd()]);
     let socket = UnixStream::from(socket);
-    if let Err(error) = stage(&socket, handlers) {
+    if let Err(error) = guarded(|| stage(&socket, handlers)) {
         // Nobody may be left to hear it; the exit code is all there is then.
         let _ = binary::send(&socket, &BootReply::Failed(error), &[]);
         process::exit_now(1);
@@ -84,8 +85,8 @@ fn stage(socket: &UnixStream, handlers: Handlers) -> Result<()> {
                 args,
                 spec,
                 fds,
-                requests: loader_requests,
-                exits: loader_exits,
+                spawner: Arc::new(Spawner::new(loader_requests)),
+                exits: Arc::new(loader_exits),
                 own_binary,
                 host_pid,
                 handlers,
