@@ -4,6 +4,7 @@
 
 pub mod boot;
 pub mod cgroup;
+pub mod checkpoint;
 pub mod container;
 pub mod hook;
 pub mod init;

@@ -1,0 +1,8 @@
+//! Checkpoint and restore.
+//!
+//! A sandbox is saved and revived by an [`agent`]: a process that the spawner forks for this alone. See
+//! `docs/CHECKPOINT.md` for what is supported and how images are laid out, and `docs/ARCHITECTURE.md` for the way of a
+//! page and of a descriptor.
+
+pub mod order;
+pub mod state;
