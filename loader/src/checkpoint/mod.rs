@@ -4,5 +4,8 @@
 //! `docs/CHECKPOINT.md` for what is supported and how images are laid out, and `docs/ARCHITECTURE.md` for the way of a
 //! page and of a descriptor.
 
+pub mod agent;
+pub mod dump;
+pub mod restore;
 pub mod order;
 pub mod state;

@@ -69,6 +69,7 @@ impl Loader {
             new_pid_namespace: false,
             pid_namespace_of: (!self.config.shared_pid_namespace).then(|| init.pidfd()),
             into_cgroup: container.cgroup.get().and_then(Cgroup::v2_dir),
+            agent: false,
         };
         let seccomp = self.seccomp_program(&container)?;
         let mut fds = container.cgroup.get().map(Cgroup::join_fd).transpose()?.unwrap_or_default();

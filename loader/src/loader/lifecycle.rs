@@ -98,6 +98,7 @@ impl Loader {
             new_pid_namespace: own,
             pid_namespace_of: placement_pid.as_ref().map(|p| p.pidfd()),
             into_cgroup: cgroup.and_then(Cgroup::v2_dir),
+            agent: false,
         };
         let (process, channel) = self.spawner_fork(container, placement, true)?;
         let (order, fds) = self.create_order(container, spec_text, bundle, parts)?;

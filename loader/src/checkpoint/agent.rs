@@ -1,0 +1,137 @@
+//! The agent: a process that the spawner forks for one checkpoint or one restore.
+//!
+//! The loader gave up the privileges that this takes, and answers calls on many threads; the agent is a privileged
+//! process of its own that lives as long as the work takes. It traces the containers' tasks from its main thread. If it
+//! dies, the kernel lets go of what it traced, and the loader reads the end of the channel as a failure.
+#![forbid(unsafe_code)]
+
+use super::order::{Event, Order, Progress};
+use super::{dump, restore};
+use crate::procfs::ProcFs;
+use crate::sys::{mount, process};
+use airlock_wire::binary;
+use airlock_wire::error::{Error, Result};
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use std::cell::Cell;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+/// The agent's side of the channel to the loader.
+#[derive(Debug)]
+pub struct Link {
+    channel: UnixStream,
+    last_progress: Cell<Option<Instant>>,
+}
+
+impl Link {
+    /// Wraps the channel.
+    pub fn new(channel: UnixStream) -> Self {
+        Self { channel, last_progress: Cell::new(None) }
+    }
+
+    /// Tells the loader something. Blocks while the loader does not read.
+    ///
+    /// # Errors
+    /// [`airlock_wire::error::Kind::Disconnected`] when the loader is gone.
+    pub fn send(&self, event: &Event) -> Result<()> {
+        binary::send(&self.channel, event, &[])
+    }
+
+    /// Puts a line into the sandbox's log.
+    pub fn log(&self, level: log::Level, text: impl Into<String>) {
+        let _ = self.send(&Event::Log { level: level as u8, text: text.into() });
+    }
+
+    /// Tells how far it is, at most 20 times a second.
+    pub fn progress(&self, phase: &str, pages: u64, total: u64) {
+        const PAUSE: Duration = Duration::from_millis(50);
+        let now = Instant::now();
+        if self.last_progress.get().is_some_and(|last| now - last < PAUSE) {
+            return;
+        }
+        self.last_progress.set(Some(now));
+        let _ = self.send(&Event::Progress(Progress { phase: phase.to_owned(), pages, total }));
+    }
+
+    /// Tells `event` and blocks until the loader says to continue.
+    ///
+    /// # Errors
+    /// When the loader is gone or says anything else.
+    pub fn ask(&self, event: &Event) -> Result<()> {
+        self.send(event)?;
+        match binary::recv::<Order>(&self.channel)? {
+            (Order::Continue, _) => Ok(()),
+            (other, _) => Err(out_of_turn(&other)),
+        }
+    }
+
+    /// Tells that the image is complete and blocks until the loader says what becomes of the containers: true if they
+    /// are to end.
+    ///
+    /// # Errors
+    /// When the loader is gone or says anything else.
+    pub fn saved(&self, event: &Event, fds: &[OwnedFd]) -> Result<bool> {
+        let refs: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        binary::send(&self.channel, event, &refs)?;
+        match binary::recv::<Order>(&self.channel)? {
+            (Order::Release { kill }, _) => Ok(kill),
+            (other, _) => Err(out_of_turn(&other)),
+        }
+    }
+}
+
+fn out_of_turn(order: &Order) -> Error {
+    let name = match order {
+        Order::Dump(_) => "Dump",
+        Order::Restore(_) => "Restore",
+        Order::Continue => "Continue",
+        Order::Release { .. } => "Release",
+    };
+    Error::failure(format!("the agent got the order {name} out of turn"))
+}
+
+/// Entry point of the agent; returns only by ending the process.
+pub fn main(channel: UnixStream) -> ! {
+    process::set_name(c"airlock-ckpt");
+    process::reset_signals();
+    // Containers below cannot look at it anyway; this also keeps its memory (which passes secrets on) out of cores.
+    let _ = process::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+    let link = Link::new(channel);
+    let code = match run(&link) {
+        Ok(()) => 0,
+        Err(error) => {
+            let _ = link.send(&Event::Failed(error));
+            1
+        }
+    };
+    process::exit_now(code)
+}
+
+fn run(link: &Link) -> Result<()> {
+    let (order, fds) = binary::recv::<Order>(&link.channel)?;
+    let procfs = ProcFs::new(open_procfs()?);
+    match order {
+        Order::Dump(order) => dump::run(link, procfs, order, fds),
+        Order::Restore(order) => restore::run(link, procfs, order, fds),
+        other => Err(out_of_turn(&other)),
+    }
+}
+
+/// A procfs of the sandbox's pid namespace, which no container can reach.
+fn open_procfs() -> Result<OwnedFd> {
+    let context = mount::fsopen("proc")?;
+    mount::fsconfig_create(context.as_fd())?;
+    let attrs = mount::MOUNT_ATTR_NOSUID | mount::MOUNT_ATTR_NODEV | mount::MOUNT_ATTR_NOEXEC;
+    let mount = mount::fsmount(context.as_fd(), attrs)?;
+    Ok(openat(&mount, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+/// Takes the next of the descriptors that came with an order.
+///
+/// # Errors
+/// When there are fewer than the order says.
+pub fn next_fd(fds: &mut std::vec::IntoIter<OwnedFd>, what: &str) -> Result<OwnedFd> {
+    fds.next().ok_or_else(|| Error::invalid_argument(format!("no descriptor came for the {what}")))
+}
