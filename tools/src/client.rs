@@ -17,7 +17,7 @@ pub use top::Top;
 use crate::container::{self, CreateOptions, DeleteOptions, ExecOptions, Executed, ProxyMode};
 use crate::podspec::Bundle;
 use crate::sandbox::reap;
-use crate::state::{State, StateDir, Status, exit_code};
+use crate::state::{State, StateDir, Status, exit_code, not_running};
 use airlock_wire::api::airlock::{ContainerId, PauseContainer, ResumeContainer};
 use airlock_wire::api::container_manager as cm;
 use airlock_wire::client::{Client, Dialect};
@@ -36,8 +36,6 @@ use std::time::Duration;
 const PROMPT: Duration = Duration::from_secs(30);
 /// How long the sandbox process may take to end after its root container has.
 const LAST_BREATH: Duration = Duration::from_secs(10);
-/// How long the sandbox process may take to end after it has closed its control socket.
-const CLOSING: Duration = Duration::from_secs(1);
 /// Exit code of a container that ended without a word: nothing but SIGKILL does that.
 const KILLED: i32 = 128 + libc::SIGKILL;
 
@@ -154,7 +152,7 @@ impl Airlock {
     /// `container does not exist`; its state is damaged; its sandbox lives but does not answer.
     pub fn state(&self, id: &str) -> Result<Container> {
         let state = self.states.load(id)?;
-        let status = self.status(&state)?;
+        let status = self.states.status(&state)?;
         Ok(Container {
             pid: if status == Status::Stopped { 0 } else { state.pid },
             status,
@@ -175,6 +173,7 @@ impl Airlock {
     pub fn connect(&self, id: &str, dialect: Dialect) -> Result<Client> {
         let state = self.states.load(id)?;
         connect(&self.states.control_socket(&state.sandbox_id), dialect)
+            .map_err(|e| self.states.or_ended(&state, e))
             .map_err(|e| e.context(format!("container {id:?}: its sandbox does not answer")))
     }
 
@@ -258,7 +257,7 @@ impl Airlock {
         };
         let args = cm::SignalArgs { cid: state.id.clone(), signo: signal, pid, mode };
         match self.call::<cm::Signal>(&state, &args) {
-            Err(_) if self.status(&state).is_ok_and(|s| s == Status::Stopped) => Err(not_running(id)),
+            Err(_) if self.states.status(&state).is_ok_and(|s| s == Status::Stopped) => Err(not_running(id)),
             result => result.map(drop),
         }
     }
@@ -270,7 +269,7 @@ impl Airlock {
     pub fn pause(&self, id: &str) -> Result<()> {
         let _lock = self.states.lock(id)?;
         let state = self.states.load(id)?;
-        match self.status(&state)? {
+        match self.states.status(&state)? {
             Status::Created | Status::Running => self.call::<PauseContainer>(&state, &named(id)).map(drop),
             Status::Paused => Err(Error::invalid_state(format!("container {id:?} is paused already"))),
             Status::Creating | Status::Stopped => Err(not_running(id)),
@@ -284,7 +283,7 @@ impl Airlock {
     pub fn resume(&self, id: &str) -> Result<()> {
         let _lock = self.states.lock(id)?;
         let state = self.states.load(id)?;
-        match self.status(&state)? {
+        match self.states.status(&state)? {
             Status::Paused => self.call::<ResumeContainer>(&state, &named(id)).map(drop),
             Status::Stopped => Err(not_running(id)),
             _ => Err(Error::invalid_state(format!("container {id:?}: container not paused"))),
@@ -304,15 +303,17 @@ impl Airlock {
             // The root container's pid namespace is the one that the pid counts in.
             WaitTarget::RootPid(pid) => cm::WaitPidArgs { pid, cid: state.sandbox_id.clone() },
         };
-        if self.status(&state)? == Status::Stopped {
+        if self.states.status(&state)? == Status::Stopped {
             return Err(not_running(id));
         }
-        let mut client = self.states.connect(&state)?;
-        Ok(exit_code(client.call::<cm::WaitPID>(&args, &[])?.value.cast_signed()))
+        let waited =
+            self.states.connect(&state).and_then(|mut client| client.call::<cm::WaitPID>(&args, &[]));
+        let reply = waited.map_err(|e| self.states.or_ended(&state, e))?;
+        Ok(exit_code(reply.value.cast_signed()))
     }
 
     fn wait_init(&self, state: &State) -> Result<i32> {
-        if self.status(state)? == Status::Creating {
+        if self.states.status(state)? == Status::Creating {
             return Err(Error::invalid_state(format!("container {:?} is still being created", state.id)));
         }
         let asked = if state.loader.is_alive() {
@@ -329,7 +330,7 @@ impl Airlock {
         }
         match asked {
             Some(Ok(code)) => Ok(code),
-            Some(Err(e)) if state.loader.is_alive() || !gone => Err(e),
+            Some(Err(e)) if !gone || !self.states.has_ended(state, &e) => Err(e),
             _ => Ok(self.states.exit_record(&state.id)?.map_or(KILLED, |record| record.code())),
         }
     }
@@ -340,7 +341,7 @@ impl Airlock {
     /// `container does not exist`; its cgroup cannot be read.
     pub fn ps(&self, id: &str) -> Result<Vec<i32>> {
         let state = self.states.load(id)?;
-        if self.status(&state)? == Status::Stopped {
+        if self.states.status(&state)? == Status::Stopped {
             return Ok(Vec::new());
         }
         let mut pids = state.cgroup.procs()?;
@@ -384,18 +385,10 @@ impl Airlock {
         self.states.save(&state)
     }
 
-    /// A container's status. A sandbox that is just ending may have closed its socket already: that is an end, not an
-    /// error.
-    fn status(&self, state: &State) -> Result<Status> {
-        self.states
-            .status(state)
-            .or_else(|e| if state.loader.wait(Some(CLOSING))? { Ok(Status::Stopped) } else { Err(e) })
-    }
-
     /// The state of a container that has not stopped.
     fn alive(&self, id: &str) -> Result<State> {
         let state = self.states.load(id)?;
-        match self.status(&state)? {
+        match self.states.status(&state)? {
             Status::Creating | Status::Stopped => Err(not_running(id)),
             _ => Ok(state),
         }
@@ -403,9 +396,11 @@ impl Airlock {
 
     /// Calls a method that does not wait for anything.
     fn call<M: Method>(&self, state: &State, arg: &M::Arg) -> Result<M::Reply> {
-        let mut client: Client = self.states.connect(state)?;
-        client.set_timeout(Some(PROMPT))?;
-        Ok(client.call::<M>(arg, &[])?.value)
+        let answered = self.states.connect(state).and_then(|mut client| {
+            client.set_timeout(Some(PROMPT))?;
+            client.call::<M>(arg, &[])
+        });
+        answered.map(|reply| reply.value).map_err(|e| self.states.or_ended(state, e))
     }
 }
 
@@ -420,8 +415,4 @@ fn reap_child(pid: i32) {
 
 fn named(id: &str) -> ContainerId {
     ContainerId { cid: id.to_owned() }
-}
-
-fn not_running(id: &str) -> Error {
-    Error::invalid_state(format!("container {id:?}: container not running"))
 }

@@ -13,7 +13,7 @@ use crate::state::ExitRecord;
 use crate::sys::{self, Fork};
 use airlock_wire::api::airlock as api;
 use airlock_wire::client::{Client, Dialect};
-use airlock_wire::error::{Error, Result};
+use airlock_wire::error::{Error, Kind, Result};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -50,7 +50,8 @@ impl Supervised {
         Ok(Self { target, waiting, signals })
     }
 
-    /// Waits for the end while passing on what `foreground` collects. Returns the wait status.
+    /// Waits for the end while passing on what `foreground` collects. Returns the wait status: that of a kill when the
+    /// sandbox is killed meanwhile.
     pub fn wait(self, foreground: Foreground) -> Result<i32> {
         let Self { target, mut waiting, mut signals } = self;
         foreground.wait(waiting.stream().as_fd(), |signo| {
@@ -58,7 +59,12 @@ impl Supervised {
             // The process may just have ended, which the other connection will tell.
             let _ = signals.call::<api::SignalForward>(&args, &[]);
         })?;
-        waiting.finish::<api::Supervise>().map(|reply| reply.value as i32)
+        match waiting.finish::<api::Supervise>() {
+            Ok(reply) => Ok(reply.value as i32),
+            // The sandbox is gone, and with it everything in it: that is a kill.
+            Err(e) if e.kind == Kind::Disconnected => Ok(libc::SIGKILL),
+            Err(e) => Err(e),
+        }
     }
 }
 
@@ -122,7 +128,7 @@ impl Proxy {
         let id = supervised.target.cid.clone();
         let status = Foreground::new(block, None)
             .and_then(|foreground| supervised.wait(foreground))
-            // The sandbox is gone, and with it everything in it: that is a kill.
+            // What nobody watches any more is killed.
             .unwrap_or(libc::SIGKILL);
         if let Some(mut file) = exit_file {
             let record = ExitRecord {

@@ -30,6 +30,8 @@ const MAX_ID: usize = 240;
 const MAX_STATE: u64 = 16 << 20;
 /// Between two looks at a lock that somebody else holds.
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
+/// How long a sandbox process may take to end after it has closed its control socket.
+const CLOSING: Duration = Duration::from_secs(5);
 /// A sandbox that lives answers at once; one that is stuck must not hold up `list`.
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
 
@@ -182,6 +184,11 @@ pub fn check_id(id: &str) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// What callers know a stopped container by.
+pub(crate) fn not_running(id: &str) -> Error {
+    Error::invalid_state(format!("container {id:?}: container not running"))
 }
 
 fn missing(id: &str) -> Error {
@@ -458,10 +465,22 @@ impl StateDir {
         if !state.loader.is_alive() {
             return Ok(Status::Stopped);
         }
-        self.ask_status(state).or_else(|e| {
-            // The sandbox may have ended between the two looks; if it has not, the error is worth telling.
-            if state.loader.is_alive() && !self.last_words(state) { Err(e) } else { Ok(Status::Stopped) }
-        })
+        self.ask_status(state)
+            .or_else(|e| if self.has_ended(state, &e) { Ok(Status::Stopped) } else { Err(e) })
+    }
+
+    /// True when `error`, met while talking to the sandbox that the container lives in, is that the container has ended:
+    /// it may have done so since anybody looked, and a sandbox that is just ending has closed its socket already. Waits
+    /// a few seconds for the end of one that has hung up.
+    pub fn has_ended(&self, state: &State, error: &Error) -> bool {
+        !state.loader.is_alive()
+            || self.last_words(state)
+            || (error.kind == Kind::Disconnected && state.loader.wait(Some(CLOSING)).unwrap_or_default())
+    }
+
+    /// What to tell of a failed conversation with a container's sandbox: `error`, or that the container has ended.
+    pub(crate) fn or_ended(&self, state: &State, error: Error) -> Error {
+        if self.has_ended(state, &error) { not_running(&state.id) } else { error }
     }
 
     /// Asks the sandbox for a container's status. A container that the sandbox does not know is gone.

@@ -85,6 +85,7 @@ impl From<std::io::Error> for Error {
             std::io::ErrorKind::PermissionDenied => Kind::Permission,
             std::io::ErrorKind::UnexpectedEof
             | std::io::ErrorKind::BrokenPipe
+            | std::io::ErrorKind::ConnectionRefused
             | std::io::ErrorKind::ConnectionReset => Kind::Disconnected,
             _ => Kind::Failure,
         };

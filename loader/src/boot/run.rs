@@ -153,6 +153,8 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
     if let Some(file) = exit_file {
         write_last_words(file, &loader, status);
     }
+    // Who connects from now on learns at once that there is nobody, instead of waiting for others' calls to finish.
+    drop(listener);
     server.stop(grace);
     // Not by returning: that would close the spawner's socket first, and the spawner's end kills this process.
     end_as(status)

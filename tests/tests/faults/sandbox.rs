@@ -153,3 +153,53 @@ fn a_stopped_loader_does_not_hang_delete_force() {
     state.ok(["delete", "--force", &id]);
     leaks::nothing_left(&state, &id);
 }
+
+#[test]
+fn commands_that_meet_a_dying_sandbox_find_it_stopped() {
+    need!("busybox");
+    let state = State::new();
+    let bundle = Bundle::new(&["/bin/sleep", "1000"]);
+    let commands: [&[&str]; 12] = [
+        &["state"],
+        &["list"],
+        &["ps"],
+        &["wait"],
+        &["kill", "ID", "9"],
+        &["pause"],
+        &["resume"],
+        &["exec", "ID", "/bin/true"],
+        &["update", "--pids-limit", "20"],
+        &["events", "--stats"],
+        &["start"],
+        &["delete"],
+    ];
+    for (i, command) in commands.into_iter().cycle().take(48).enumerate() {
+        let id = unique("dying");
+        state.detached(&["run", "--detach", "--bundle", bundle.text(), &id]);
+        let loader = state.state(&id)["pid"].as_i64().unwrap() as i32;
+        let init: Vec<i32> = serde_json::from_str(&state.ok(["ps", "--format", "json", &id])).unwrap();
+        let mut args: Vec<&str> = command.iter().map(|arg| if *arg == "ID" { &id } else { *arg }).collect();
+        if !command.contains(&"ID") && command != ["list"] {
+            args.push(&id);
+        }
+        // Killed from outside it says nothing any more; its container's end it reports.
+        let victim = if (i / commands.len()).is_multiple_of(2) { loader } else { init[0] };
+        kill(Pid::from_raw(victim), Signal::SIGKILL).unwrap();
+        let out = attempt(&state, &args);
+        let (text, said) = (String::from_utf8_lossy(&out.stderr), String::from_utf8_lossy(&out.stdout));
+        let stopped = ["not running", "stopped", "paused", "already running"];
+        // The command may have been faster than the end.
+        let expected = out.status.success() || stopped.iter().any(|words| text.contains(words));
+        assert!(expected, "{args:?} of {victim} ({i}): {}: {said}{text}", out.status);
+        if matches!(command[0], "state" | "list" | "ps" | "wait") {
+            assert!(out.status.success(), "{args:?}: {text}");
+        }
+        if command == ["wait"] {
+            assert!(said.contains("137"), "{said}");
+        }
+        wait::until("it is stopped", || {
+            (!state.root().join(&id).exists() || state.status(&id) == "stopped").then_some(())
+        });
+        state.ok(["delete", "--force", &id]);
+    }
+}

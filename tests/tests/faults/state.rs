@@ -57,9 +57,19 @@ fn a_pid_that_was_used_again_is_not_touched() {
     let (state, _bundle, id) = container();
     let path = state.root().join(&id).join("state.json");
     let loader = state.state(&id)["pid"].as_i64().unwrap() as i32;
-    let mut bystander = std::process::Command::new("/bin/sleep").arg("1000").spawn().unwrap();
     let mut text: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    // As after a reboot: the recorded pid belongs to somebody else now.
+    // As after a reboot: the recorded pid belongs to somebody else now, who started at another time (in clock ticks).
+    let recorded = text["loader"]["start"].as_u64().unwrap();
+    let mut bystander = wait::until("a process that started later", || {
+        let mut child = std::process::Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+        let start = airlock::process::ProcessId::of(child.id() as i32).map(|id| id.start);
+        if start.is_ok_and(|start| start != recorded) {
+            return Some(child);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        None
+    });
     text["loader"]["pid"] = json!(bystander.id());
     text["pid"] = json!(bystander.id());
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(loader), nix::sys::signal::Signal::SIGKILL).unwrap();

@@ -184,7 +184,7 @@ fn end_subcontainer(dir: &StateDir, state: &State) -> Result<()> {
             Ok(_) => {}
             Err(e) if e.kind == Kind::NoSuchEntity => {}
             // The sandbox ended meanwhile, and its containers with it.
-            Err(_) if !state.loader.is_alive() => {}
+            Err(e) if dir.has_ended(state, &e) => {}
             Err(e) => return Err(e.context(format!("destroy container {}", state.id))),
         }
     }

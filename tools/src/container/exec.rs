@@ -16,7 +16,7 @@ use airlock_wire::api::airlock as api;
 use airlock_wire::api::boot::ContainerFds;
 use airlock_wire::api::types::{FdMapping, SpecJson};
 use airlock_wire::client::Client;
-use airlock_wire::error::{Error, Kind, Result};
+use airlock_wire::error::{Error, Result};
 use serde_json::Value;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -74,7 +74,8 @@ pub fn exec(dir: &StateDir, id: &str, options: ExecOptions) -> Result<Executed> 
     // Signals wait from here on: none may end this process between the new one's birth and its supervision.
     let block = SignalBlock::forwardable()?;
     let mut client = connect_running(dir, &state, options.ignore_paused)?;
-    let signals = dir.connect(&state)?;
+    let or_stopped = |e: Error| if dir.has_ended(&state, &e) { stopped(id) } else { e };
+    let signals = dir.connect(&state).map_err(or_stopped)?;
 
     let mut fds = FdList::default();
     let mut donated = ContainerFds::default();
@@ -90,10 +91,7 @@ pub fn exec(dir: &StateDir, id: &str, options: ExecOptions) -> Result<Executed> 
         None => options.process,
     };
     let request = api::ExecRequest { cid: id.to_owned(), process: SpecJson(Some(process)), fds: donated };
-    let reply = client.call::<api::Exec>(&request, &fds.as_fds()).map_err(|e| {
-        // The container was killed meanwhile, and its sandbox ended with it.
-        if e.kind == Kind::Disconnected { stopped(id) } else { e }
-    })?;
+    let reply = client.call::<api::Exec>(&request, &fds.as_fds()).map_err(or_stopped)?;
     drop(fds);
     let mut passed = reply.fds;
     let listener = if reply.value.has_seccomp_listener { passed.pop() } else { None };
@@ -150,10 +148,10 @@ fn connect_running(dir: &StateDir, state: &State, ignore_paused: bool) -> Result
     if !state.loader.is_alive() {
         return Err(stopped(id));
     }
-    let mut client = dir.connect(state).map_err(|e| if state.loader.is_alive() { e } else { stopped(id) })?;
-    let info = client.call::<api::Info>(&api::ContainerId { cid: id.clone() }, &[]);
-    let info = info.map_err(|e| if e.kind == Kind::Disconnected { stopped(id) } else { e })?.value;
-    match info.status.as_str() {
+    let or_stopped = |e: Error| if dir.has_ended(state, &e) { stopped(id) } else { e };
+    let mut client = dir.connect(state).map_err(or_stopped)?;
+    let info = client.call::<api::Info>(&api::ContainerId { cid: id.clone() }, &[]).map_err(or_stopped)?;
+    match info.value.status.as_str() {
         "stopped" => Err(stopped(id)),
         "paused" if !ignore_paused => Err(Error::invalid_state(format!(
             "cannot exec in a paused container: resume {id} first, or give --ignore-paused"

@@ -45,7 +45,7 @@ pub(super) fn create(
         )));
     }
     if !matches!(dir.status(&sandbox)?, Status::Created | Status::Running) {
-        return Err(Error::invalid_state(format!("sandbox {sandbox_id} of container {id} is not running")));
+        return Err(sandbox_gone(sandbox_id, id));
     }
     let mut sockets = Sockets::connect(&options, spec)?;
     let join = podspec::open_pod_namespaces(spec, sandbox.loader.pid, &sandbox.cgroup.procs()?)?;
@@ -58,7 +58,8 @@ pub(super) fn create(
     let mut fds = FdList::default();
     let mut donated = making::donate_common(&mut fds, bundle.terminal(), &mut options, join)?;
     donated.cgroup = making.state.cgroup.make(spec, &mut fds, false)?;
-    let mut client = dir.connect(&making.state)?;
+    let gone = |e| if dir.has_ended(&sandbox, &e) { sandbox_gone(sandbox_id, id) } else { e };
+    let mut client = dir.connect(&sandbox).map_err(gone)?;
     let pod = pod_mounts(dir, sandbox_id, &mut client)?;
     let mounts = making.donate_mounts(bundle, &mut options, &mut fds, &mut donated, Some(pod))?;
     let args = api::PrepareArgs {
@@ -68,7 +69,7 @@ pub(super) fn create(
         fds: donated,
         gofer_mount_confs: mounts.confs,
     };
-    let reply = client.call::<api::PrepareSubcontainer>(&args, &fds.as_fds())?;
+    let reply = client.call::<api::PrepareSubcontainer>(&args, &fds.as_fds()).map_err(gone)?;
     drop(fds);
     let mut passed = reply.fds;
     let answered = Answered {
@@ -110,6 +111,10 @@ pub(super) fn create(
     })?;
     let (state, lock) = making.finish()?;
     Ok(Created { state, lock, sandbox: None, console, supervised })
+}
+
+fn sandbox_gone(sandbox_id: &str, id: &str) -> Error {
+    Error::invalid_state(format!("sandbox {sandbox_id} of container {id} is not running"))
 }
 
 /// What the pod's containers share: as the hints of its root container say, and as the sandbox keeps it.

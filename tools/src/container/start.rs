@@ -6,7 +6,7 @@ use crate::hooks::{self, HookState};
 use crate::state::{State, StateDir, Status};
 use airlock_wire::api::airlock as api;
 use airlock_wire::api::container_manager::{Signal, SignalArgs};
-use airlock_wire::error::{Error, Result};
+use airlock_wire::error::{Error, Kind, Result};
 
 /// Starts container `id`; returns once its program is executed and the poststart hooks have run.
 ///
@@ -27,10 +27,15 @@ pub fn start(dir: &StateDir, id: &str) -> Result<()> {
             return Err(Error::invalid_state(format!("cannot start an already running container: {id}")));
         }
     }
-    let mut client = dir.connect(&state)?;
-    client
-        .call::<api::StartContainer>(&api::ContainerId { cid: id.to_owned() }, &[])
-        .map_err(|e| e.context(format!("start container {id}")))?;
+    dir.connect(&state)
+        .and_then(|mut client| {
+            client.call::<api::StartContainer>(&api::ContainerId { cid: id.to_owned() }, &[])
+        })
+        .map_err(|e| {
+            // A start that fails says why, and is the container's end: only one that says nothing met another end.
+            let e = if e.kind == Kind::Disconnected { dir.or_ended(&state, e) } else { e };
+            e.context(format!("start container {id}"))
+        })?;
     run_poststart(dir, &state)
 }
 

@@ -100,6 +100,7 @@ fn settle(server: &Server) {
 
 #[test]
 fn connections_without_a_thread_wait_for_one_that_stands_by() {
+    let _leaks = LeakCheck::new();
     let (server, _waiting) = server(ServerOptions::default());
     let open = |stream: UnixStream| {
         let peer = scm::peer_cred(&stream).unwrap();
@@ -133,6 +134,7 @@ fn connections_without_a_thread_wait_for_one_that_stands_by() {
 
 #[test]
 fn a_registry_lists_its_methods() {
+    let _leaks = LeakCheck::new();
     let (server, _waiting) = server(ServerOptions::default());
     let mut declared = methods();
     declared.sort_by(|a, b| a.name.cmp(&b.name));
@@ -339,6 +341,7 @@ fn connections_are_limited_and_listening_works() {
 
 #[test]
 fn peers_are_known_by_their_user() {
+    let _leaks = LeakCheck::new();
     let (server, _waiting) = server(ServerOptions { allowed_uids: vec![7], ..ServerOptions::default() });
     let own = nix::unistd::geteuid().as_raw();
     let allowed = |uid| server.allowed(&PeerCred { pid: 1, uid, gid: 0 });
