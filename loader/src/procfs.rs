@@ -4,11 +4,11 @@
 #![forbid(unsafe_code)]
 
 use airlock_wire::error::{Error, Result};
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::Mode;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// A detached procfs of the sandbox's pid namespace.
 #[derive(Debug)]
@@ -67,6 +67,42 @@ impl ProcFs {
     /// Wraps the root directory of a procfs.
     pub fn new(root: OwnedFd) -> Self {
         Self(root)
+    }
+
+    /// Its root directory.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Reads the whole of `<pid>/<name>`, however long; for files whose size the process itself pays for.
+    ///
+    /// # Errors
+    /// As [`ProcFs::read`]; `EFBIG` above 1 GiB.
+    pub fn read_whole(&self, pid: i32, name: &str) -> Result<Vec<u8>> {
+        const LIMIT: u64 = 1 << 30;
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let fd = openat(&self.0, format!("{pid}/{name}").as_str(), flags, Mode::empty())?;
+        let mut bytes = Vec::new();
+        File::from(fd).take(LIMIT + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > LIMIT {
+            return Err(Error::from(nix::errno::Errno::EFBIG).context(format!("reading /proc/{pid}/{name}")));
+        }
+        Ok(bytes)
+    }
+
+    /// Opens `path` as the process `pid` sees it; nothing on the way leads out of its root directory.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open_inside(&self, pid: i32, path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+        let root = openat(
+            &self.0,
+            format!("{pid}/root").as_str(),
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+        let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        openat2(root, path, how)
     }
 
     /// Reads `<pid>/<name>`, at most 64 KiB; bytes that are not UTF-8 are replaced.

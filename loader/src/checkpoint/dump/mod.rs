@@ -1,6 +1,8 @@
 //! Saving a sandbox: the order of the steps.
 #![forbid(unsafe_code)]
 
+pub mod mm;
+pub mod smaps;
 use super::agent::Link;
 use super::order::DumpOrder;
 use crate::procfs::ProcFs;
