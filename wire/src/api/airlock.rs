@@ -1,6 +1,7 @@
 //! `Airlock`: what gVisor's interface has no method for. airlock's own command line uses it.
 
 use super::boot::ContainerFds;
+use super::checkpoint::{CheckpointArgs, Progress, Report, RestoreArgs};
 use super::types::{Empty, GoferMountConf, Json, SpecJson};
 use crate::method::MethodInfo;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,13 @@ crate::methods! {
     PauseContainer: ContainerId => Empty;
     /// Thaws one container (OCI `resume`).
     ResumeContainer: ContainerId => Empty;
+    /// Saves all containers of the sandbox, or finds out what could not be saved; containerManager.Checkpoint with
+    /// airlock's own options and a report.
+    Checkpoint: CheckpointArgs => Report, fds "in: as containerManager.Checkpoint; with `parent` the parent's statefile, pages' metadata and pages; with `commit` a stream socket";
+    /// containerManager.Restore with airlock's own options and a report.
+    Restore: RestoreArgs => Report, fds "in: as containerManager.Restore; then for each parent image its pages' metadata and its pages";
+    /// Tells how far a checkpoint or restore is that another connection has asked for.
+    CheckpointProgress: Empty => Progress;
 }
 
 /// Names a container.

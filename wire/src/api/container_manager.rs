@@ -1,5 +1,6 @@
 //! `containerManager`: containers and their processes (gVisor's `runsc/boot/controller.go`).
 
+use super::checkpoint::{RestoreOpts, SaveOpts, Savings};
 use super::types::{Empty, GoferMountConf, Json, List, RawJson, SpecJson};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,21 @@ crate::methods! {
     Event: String => Json<EventOut>;
     /// State of a container: 1 created, 2 running, 3 stopped or unknown.
     ContainerRuntimeState: String => RuntimeState;
+    /// Saves all containers of the sandbox into files. Then the sandbox ends with exit status 0, unless Resume says that
+    /// they go on.
+    Checkpoint: SaveOpts => Empty, fds "in: the statefile; with have_pages_file the pages' metadata and the pages";
+    /// Makes the root container, which is created and not started, what a statefile says. If that has further
+    /// containers, all are restored when the last of them has come with RestoreSubcontainer.
+    Restore: RestoreOpts => Empty, fds "in: the statefile; with HavePagesFile the pages' metadata and the pages; with HaveDeviceFile /dev/userfaultfd";
+    /// Sets up a container whose ID was reserved, to be restored with its sandbox; returns at once unless it is the last
+    /// one, which has all of them restored.
+    RestoreSubcontainer: StartArgs => Empty, fds "in: as StartSubcontainer";
+    /// Waits for the next checkpoint; fails as that does.
+    WaitCheckpoint: Empty => Empty;
+    /// Waits until the sandbox is restored with all its memory; fails as the restore does.
+    WaitRestore: Empty => Empty;
+    /// What a restore has saved, compared with a start.
+    GetSavings: Empty => Savings;
 }
 
 /// State of a container as [`ContainerRuntimeState`] answers it; a number on the wire.

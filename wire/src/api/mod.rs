@@ -5,11 +5,13 @@
 
 pub mod airlock;
 pub mod boot;
+pub mod checkpoint;
 pub mod container_manager;
 pub mod debug;
 pub mod lifecycle;
 pub mod logging;
 pub mod proc;
+pub mod state;
 pub mod types;
 pub mod usage;
 
@@ -21,6 +23,7 @@ pub fn all_methods() -> Vec<MethodInfo> {
     all.extend(lifecycle::methods());
     all.extend(proc::methods());
     all.extend(logging::methods());
+    all.extend(state::methods());
     all.extend(usage::methods());
     all.extend(debug::methods());
     all.extend(airlock::methods());

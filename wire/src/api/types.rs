@@ -1,5 +1,7 @@
 //! Types that several receivers share.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An OCI runtime configuration as JSON text. In the JSON dialect it is an ordinary JSON object inside the
@@ -134,6 +136,37 @@ impl<'de, T: serde::de::DeserializeOwned> Deserialize<'de> for Json<T> {
         } else {
             let text = String::deserialize(d)?;
             serde_json::from_str(&text).map(Self).map_err(serde::de::Error::custom)
+        }
+    }
+}
+
+/// Bytes that JSON has as base64 text (RFC 4648, padded), as Go encodes a `[]byte`; plain bytes in the binary dialect.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Base64(pub Vec<u8>);
+
+/// Secrets travel in it: their length is all that is shown.
+impl std::fmt::Debug for Base64 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+impl Serialize for Base64 {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        if s.is_human_readable() { s.serialize_str(&STANDARD.encode(&self.0)) } else { self.0.serialize(s) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Base64 {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        if d.is_human_readable() {
+            let text = String::deserialize(d)?;
+            STANDARD
+                .decode(&text)
+                .map(Self)
+                .map_err(|e| serde::de::Error::custom(format!("illegal base64 data: {e}")))
+        } else {
+            Vec::deserialize(d).map(Self)
         }
     }
 }

@@ -1,9 +1,10 @@
 use super::*;
 use crate::api::airlock::*;
 use crate::api::boot::*;
+use crate::api::checkpoint::*;
 use crate::api::container_manager::*;
 use crate::api::logging::*;
-use crate::api::types::{Empty, FdMapping, GoferMountConf, Json, List, SpecJson};
+use crate::api::types::{Base64, Empty, FdMapping, GoferMountConf, Json, List, SpecJson};
 use crate::json;
 use proptest::prelude::*;
 use std::fmt::Debug;
@@ -135,6 +136,27 @@ proptest! {
     }
 
     #[test]
+    fn checkpoints(
+        key: Option<Vec<u8>>, metadata: Option<std::collections::BTreeMap<String, String>>, text: String, flags: [bool; 5], n: u64,
+    ) {
+        let key = key.map(Base64);
+        survives(&CheckpointArgs {
+            save: SaveOpts {
+                key: key.clone(), metadata, have_pages_file: flags[0], resume: flags[1], cuda_checkpoint_path: text.clone(),
+                ..SaveOpts::default()
+            },
+            dry_run: flags[2], parent: flags[3], commit: flags[4], ..CheckpointArgs::default()
+        });
+        survives(&RestoreArgs {
+            restore: RestoreOpts { key, background: flags[0], ..RestoreOpts::default() }, tcp_established: flags[1],
+            parents: n as u32,
+        });
+        let refusal = Refusal { comm: text.clone(), fd: flags[0].then_some(n as i32), ..Refusal::default() };
+        survives(&Report { pages: n, phases: vec![(text.clone(), n)], refusals: vec![refusal], ..Report::default() });
+        survives(&Progress { work: text, pages: n, ..Progress::default() });
+    }
+
+    #[test]
     fn results(cid: String, uid: u32, n: i32, threads: Vec<i32>, usage: u64, raw in prop::collection::btree_map(".*", any::<u64>(), 0..3), exit: Option<u32>) {
         survives(&List(vec![
             Process { uid, pid: n, threads: List(threads), cmd: cid.clone(), ..Process::default() };
@@ -199,13 +221,16 @@ fn defaults_of_every_method() {
     }
     defaults! {
         container_manager: StartRoot CreateSubcontainer StartSubcontainer DestroySubcontainer ExecuteAsync Processes
-            Signal Wait WaitPID Pause Resume Event ContainerRuntimeState;
+            Signal Wait WaitPID Pause Resume Event ContainerRuntimeState Checkpoint Restore RestoreSubcontainer WaitCheckpoint
+            WaitRestore GetSavings;
         lifecycle: Pause Resume Shutdown GetExitStatus IsContainerRunning SignalContainer Reap;
         proc: Exec Ps SignalProcess;
         logging: Change;
+        state: Save;
         usage: Collect;
         debug: Stacks;
-        airlock: Continue PrepareSubcontainer StartContainer PauseContainer ResumeContainer Supervise Exec Info List Methods SignalForward SharedMounts;
+        airlock: Continue PrepareSubcontainer StartContainer PauseContainer ResumeContainer Supervise Exec Info List Methods SignalForward SharedMounts
+            Checkpoint Restore CheckpointProgress;
     }
 }
 
