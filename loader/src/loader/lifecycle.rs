@@ -100,6 +100,7 @@ impl Loader {
             into_cgroup: cgroup.and_then(Cgroup::v2_dir),
             agent: false,
         };
+        let passed: Vec<i32> = (0..3).chain(parts.pass.iter().map(|(number, _)| *number)).collect();
         let (process, channel) = self.spawner_fork(container, placement, true)?;
         let (order, fds) = self.create_order(container, spec_text, bundle, parts)?;
         let answer = (|| {
@@ -123,6 +124,7 @@ impl Loader {
             }
         };
         process.set_ns_pid(pid);
+        let _ = container.origin.set(self.config.procfs.identities(process.pid, &passed));
         let mut fds = fds.into_iter();
         let console = if has_console { fds.next() } else { None };
         let listener = if has_listener { fds.next() } else { None };

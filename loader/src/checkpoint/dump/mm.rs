@@ -223,6 +223,7 @@ fn mapping(
         locked: if raw.has(b"lf") { 2 } else { u8::from(raw.has(b"lo")) },
         pkey: raw.pkey,
         huge_page_size: if raw.has(b"ht") { raw.page_size } else { 0 },
+        droppable: raw.has(b"dp"),
         noreserve: raw.has(b"nr"),
         sealed: raw.has(b"sl"),
         ..Vma::default()

@@ -74,6 +74,8 @@ pub struct Vma {
     pub name: Option<String>,
     /// Page size for hugetlb, else 0.
     pub huge_page_size: u64,
+    /// MAP_DROPPABLE: contents may vanish at any time, and are not saved.
+    pub droppable: bool,
     /// MAP_NORESERVE.
     pub noreserve: bool,
     /// Sealed (mseal).
