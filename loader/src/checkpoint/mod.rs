@@ -7,5 +7,7 @@
 pub mod agent;
 pub mod dump;
 pub mod restore;
+pub mod image;
 pub mod order;
+pub mod remote;
 pub mod state;

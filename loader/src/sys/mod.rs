@@ -8,5 +8,7 @@ pub mod misc;
 pub mod mount;
 pub mod process;
 pub mod ptmx;
+pub mod ptrace;
+pub mod random;
 pub mod seccomp;
 pub mod xattr;
