@@ -10,9 +10,9 @@ use airlock_wire::api::airlock::{
 };
 use airlock_wire::api::types::{Empty, Json};
 use airlock_wire::error::{Error, Kind, Result};
-use airlock_wire::registry::{Call, Registry};
+use airlock_wire::registry::{Call, Dependent, Registry};
 use oci_spec::runtime::Spec;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
@@ -34,6 +34,8 @@ pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
         let request =
             ExecRequest { process, stdio: parts.stdio, tty: parts.tty, pass: parts.pass, exec: parts.exec };
         let executed = l.exec(&args.cid, request)?;
+        // The caller may be gone by now, or go before it supervises the process.
+        call.ends_with_connection(Box::new(Executing(Arc::downgrade(&executed.process))));
         let reply = ExecReply {
             pid: executed.process.ns_pid(),
             sandbox_pid: executed.process.pid,
@@ -66,6 +68,20 @@ pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
     registry.on::<PauseContainer>(move |_, args| l.pause_container(&args.cid, true).map(|()| Empty {}));
     let l = loader.clone();
     registry.on::<ResumeContainer>(move |_, args| l.pause_container(&args.cid, false).map(|()| Empty {}));
+}
+
+/// A process of [`Exec`]. Once nobody remembers it, it has ended.
+struct Executing(Weak<Process>);
+
+impl Dependent for Executing {
+    fn has_ended(&self) -> bool {
+        self.0.upgrade().is_none_or(|process| process.status().is_some())
+    }
+    fn hung_up(&self) {
+        if let Some(process) = self.0.upgrade() {
+            let _ = process.signal(libc::SIGKILL);
+        }
+    }
 }
 
 fn prepare(loader: &Loader, call: &mut Call<'_>, args: PrepareArgs) -> Result<Prepared> {

@@ -1,5 +1,6 @@
 //! Counting what must not grow.
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Open descriptors of a process, with their targets.
 pub fn descriptors(pid: i32) -> Vec<String> {
@@ -112,14 +113,14 @@ pub fn nothing_left(state: &crate::State, id: &str) {
     assert_eq!(mounts_with(id), Vec::<String>::new());
     assert_eq!(mounts_with(&state.root().display().to_string()), Vec::<String>::new());
     // A process that is killed takes a moment to end, and its cgroup can be removed only then.
-    let mut left = Vec::new();
-    for _ in 0..1000 {
-        left = processes_with(id);
+    let deadline = Instant::now() + crate::wait::LIMIT;
+    loop {
+        let mut left = processes_with(id);
         left.extend(cgroups(id));
         if left.is_empty() {
             return;
         }
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert!(Instant::now() < deadline, "left of {id}: {left:#?}");
+        std::thread::sleep(Duration::from_millis(5));
     }
-    panic!("left of {id}: {left:#?}");
 }

@@ -9,8 +9,9 @@ use crate::process::{ProcessId, wait_ended};
 use crate::sys;
 use airlock_wire::api::boot::{BootArgs, BootReply, Fd};
 use airlock_wire::api::{airlock, types::Empty};
-use airlock_wire::binary;
+use airlock_wire::binary::{self, FrameKind, Limits};
 use airlock_wire::client::{Client, Dialect};
+use airlock_wire::codec;
 use airlock_wire::error::{Error, Kind, Result};
 use std::ffi::CString;
 use std::fs::File;
@@ -260,9 +261,7 @@ impl Stage {
                 BootReply::Held => {
                     let Some((id, _)) = loader else { return Err(out_of_order()) };
                     events.held(*id)?;
-                    let stream =
-                        self.stream.try_clone().map_err(|e| Error::from(e).context("boot socket"))?;
-                    Client::from_stream(stream, Dialect::Binary).call::<airlock::Continue>(&Empty {}, &[])?;
+                    self.go_on()?;
                 }
                 BootReply::Ready { init_pid, has_console, has_seccomp_listener } => {
                     let Some((id, pidfd)) = loader.take() else { return Err(out_of_order()) };
@@ -281,6 +280,19 @@ impl Stage {
                 }
                 BootReply::Failed(error) => return Err(error),
             }
+        }
+    }
+
+    /// Tells the sandbox that the hooks have run.
+    fn go_on(&self) -> Result<()> {
+        let stream = self.stream.try_clone().map_err(|e| Error::from(e).context("boot socket"))?;
+        Client::from_stream(stream, Dialect::Binary).start::<airlock::Continue>(&Empty {}, &[])?;
+        // Not left to the client: the next message may have arrived behind the reply, and is none of its business.
+        let frame = binary::recv_frame(&self.stream, Limits::default())?;
+        match frame.kind {
+            FrameKind::Reply => Ok(()),
+            FrameKind::Error => Err(codec::decode(&frame.body).unwrap_or_else(|e| e)),
+            _ => Err(out_of_order()),
         }
     }
 

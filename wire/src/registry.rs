@@ -23,6 +23,31 @@ pub struct Call<'a> {
     pub(crate) stream: &'a UnixStream,
     pub(crate) fds: Vec<Option<OwnedFd>>,
     pub(crate) reply_fds: Vec<OwnedFd>,
+    pub(crate) dependents: &'a mut Dependents,
+}
+
+/// Something that lives only as long as the connection which it was made on.
+pub trait Dependent: Send {
+    /// True when it has ended by itself, and needs no connection any more.
+    fn has_ended(&self) -> bool;
+    /// Ends it: the client has hung up, or the server stops.
+    fn hung_up(&self);
+}
+
+/// What depends on a connection; ended when this is dropped.
+#[derive(Default)]
+pub(crate) struct Dependents(Vec<Box<dyn Dependent>>);
+
+impl fmt::Debug for Dependents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} dependents", self.0.len())
+    }
+}
+
+impl Drop for Dependents {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|dependent| dependent.hung_up());
+    }
 }
 
 impl Call<'_> {
@@ -67,6 +92,12 @@ impl Call<'_> {
     /// Adds a descriptor to those that the reply carries if the handler succeeds; it is closed in any case.
     pub fn reply_fd(&mut self, fd: OwnedFd) {
         self.reply_fds.push(fd);
+    }
+
+    /// Has `dependent` ended with the connection, also when the reply to this call cannot be delivered.
+    pub fn ends_with_connection(&mut self, dependent: Box<dyn Dependent>) {
+        self.dependents.0.retain(|other| !other.has_ended());
+        self.dependents.0.push(dependent);
     }
 
     /// Blocks until `fd` is readable, or at its end, or in error: whatever would make read(2) return.

@@ -27,7 +27,7 @@ impl Drop for LeakCheck {
             return;
         }
         // A connection's thread lets go of its server a moment after the connection has ended.
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while descriptors() != self.before && Instant::now() < deadline {
             std::thread::yield_now();
         }

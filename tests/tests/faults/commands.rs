@@ -2,7 +2,12 @@
 //! something. strace(1) counts the calls and delivers the signal.
 use super::*;
 use airlock_tests::need;
+use airlock_wire::api::airlock::{Exec, ExecRequest};
+use airlock_wire::api::boot::{ContainerFds, Fd};
+use airlock_wire::api::types::SpecJson;
+use airlock_wire::{Client, Dialect};
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 
 /// System calls that only look, or that concern the process alone.
@@ -213,16 +218,19 @@ fn an_exec_that_is_killed_takes_its_process_along() {
     let pids = || -> usize {
         serde_json::from_str::<Vec<i32>>(&state.ok(["ps", "--format", "json", &id])).unwrap().len()
     };
-    let mut exec = state
-        .command(["exec", &id, "/bin/sleep", "1000"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    wait::until("the process runs", || (pids() == 2).then_some(()));
-    exec.kill().unwrap();
-    exec.wait().unwrap();
-    wait::until("the process is gone", || (pids() == 1).then_some(()));
+    for _ in 0..20 {
+        let mut exec = state
+            .command(["exec", &id, "/bin/sleep", "1000"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // It is seen before the command hears that it runs, and before it can say that it stands for it.
+        wait::until("the process runs", || (pids() == 2).then_some(()));
+        exec.kill().unwrap();
+        exec.wait().unwrap();
+        wait::until("the process is gone", || (pids() == 1).then_some(()));
+    }
 }
 
 #[test]
@@ -280,4 +288,29 @@ fn create_with_hooks() {
         state.ok(["delete", "--force", &id]);
         leaks::nothing_left(&state, &id);
     }
+}
+
+#[test]
+fn a_caller_of_exec_that_hangs_up_takes_its_process_along() {
+    need!("busybox");
+    let (state, bundle) = (State::new(), Bundle::new(&["/bin/sleep", "1000"]));
+    let id = unique("hung-up");
+    state.detached(&["run", "--detach", "--bundle", bundle.text(), &id]);
+    let pids = || -> usize {
+        serde_json::from_str::<Vec<i32>>(&state.ok(["ps", "--format", "json", &id])).unwrap().len()
+    };
+    let process = json!({"args": ["/bin/sleep", "1000"], "cwd": "/", "user": {"uid": 0, "gid": 0}});
+    let request = ExecRequest {
+        cid: id.clone(),
+        process: SpecJson(Some(process.to_string())),
+        fds: ContainerFds { stdio: vec![Fd(0), Fd(1), Fd(2)], ..ContainerFds::default() },
+    };
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
+    let mut client = Client::connect(&state.control_socket(&id), Dialect::Binary).unwrap();
+    for _ in 0..2 {
+        client.call::<Exec>(&request, &[null.as_fd(), null.as_fd(), null.as_fd()]).unwrap();
+    }
+    assert_eq!(pids(), 3);
+    drop(client);
+    wait::until("the processes are gone", || (pids() == 1).then_some(()));
 }

@@ -17,7 +17,8 @@ crate::methods! {
     /// Waits until a process exits; the result is its wait status. If the caller hangs up first, the process is
     /// killed.
     Supervise: SuperviseArgs => u32;
-    /// Executes a further process in a container, as the OCI `process` object describes it.
+    /// Executes a further process in a container, as the OCI `process` object describes it. If the caller hangs up
+    /// before the process has ended, it is killed.
     Exec: ExecRequest => ExecReply, fds "in: those that `fds` names; out: the console's master, then the seccomp listener, each if there is one";
     /// Describes a container.
     Info: ContainerId => ContainerInfo;

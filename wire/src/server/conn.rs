@@ -7,7 +7,7 @@ use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::json;
 use crate::reader::{Message, Reader, Shape};
-use crate::registry::Call;
+use crate::registry::{Call, Dependents};
 use crate::scm::{self, PeerCred};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -71,6 +71,7 @@ impl Conn {
 pub(super) fn serve(shared: &Shared, conn: &Conn) -> Result<()> {
     let mut reader = Reader::new(shared.options.max_body);
     let mut out = Vec::new();
+    let mut dependents = Dependents::default();
     loop {
         let mut message = match reader.next(&conn.stream) {
             Ok(Some(message)) => message,
@@ -84,7 +85,7 @@ pub(super) fn serve(shared: &Shared, conn: &Conn) -> Result<()> {
             return Ok(());
         }
         let fds = std::mem::take(&mut message.fds);
-        answer(shared, conn, &message, reader.body(&message), fds, &mut out)?;
+        answer(shared, conn, &message, reader.body(&message), fds, &mut dependents, &mut out)?;
         out.clear();
         out.shrink_to(64 << 10);
         if !conn.change(BUSY, IDLE) || shared.stopping.load(Ordering::SeqCst) {
@@ -110,6 +111,7 @@ fn answer(
     message: &Message,
     body: &[u8],
     fds: Vec<OwnedFd>,
+    dependents: &mut Dependents,
     out: &mut Vec<u8>,
 ) -> Result<()> {
     let dialect = message.shape.dialect();
@@ -119,6 +121,7 @@ fn answer(
         stream: &conn.stream,
         fds: fds.into_iter().map(Some).collect(),
         reply_fds: Vec::new(),
+        dependents,
     };
     let outcome = match message.shape {
         Shape::Json => json::decode_request(body).map(|request| run_json(shared, &mut call, request, out)),

@@ -93,7 +93,7 @@ fn settle(server: &Server) {
     let (conns, timeout) = server
         .shared
         .ended
-        .wait_timeout_while(conns, Duration::from_secs(20), |conns| !conns.open.is_empty())
+        .wait_timeout_while(conns, Duration::from_secs(60), |conns| !conns.open.is_empty())
         .unwrap();
     assert!(!timeout.timed_out(), "connections left: {:?}", conns.open);
 }
