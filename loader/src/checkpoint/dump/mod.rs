@@ -1,6 +1,7 @@
 //! Saving a sandbox: the order of the steps.
 #![forbid(unsafe_code)]
 
+pub mod context;
 pub mod mm;
 pub mod smaps;
 use super::agent::Link;

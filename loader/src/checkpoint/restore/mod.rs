@@ -1,6 +1,9 @@
 //! Reviving a sandbox: the order of the steps.
 #![forbid(unsafe_code)]
 
+pub mod context;
+pub mod mm;
+
 use super::agent::Link;
 use super::order::RestoreOrder;
 use crate::procfs::ProcFs;

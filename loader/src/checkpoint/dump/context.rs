@@ -1,0 +1,104 @@
+//! What the parts of a dump share.
+#![forbid(unsafe_code)]
+
+use crate::checkpoint::order::DumpOrder;
+use crate::checkpoint::remote::{Region, Tracee};
+use crate::checkpoint::state::{Id, Life, Refusal, SandboxState};
+use crate::procfs::ProcFs;
+
+/// A dump on its way.
+#[derive(Debug)]
+pub struct Context {
+    /// What was ordered.
+    pub order: DumpOrder,
+    /// A procfs of the sandbox's pid namespace: paths in it take [`Proc::pid`] and `Tracee::tid`.
+    pub procfs: ProcFs,
+    /// Processes, all their threads stopped. Parents are before children. `state.processes` has the same order: a
+    /// process has the same index here and there, once `task::collect` has been through all of them.
+    pub procs: Vec<Proc>,
+    /// What is known so far.
+    pub state: SandboxState,
+    /// What cannot be saved. All of it is found before the containers are disturbed.
+    pub refusals: Vec<Refusal>,
+}
+
+/// A process that is saved.
+#[derive(Debug)]
+pub struct Proc {
+    /// Pid in the sandbox's pid namespace. `/proc/<pid>` of a process whose leader has ended ([`Proc::leader_gone`])
+    /// shows nothing of its memory and descriptors: use [`Proc::task`] for those.
+    pub pid: i32,
+    /// Pid in its own pid namespace, which is what the state speaks of.
+    pub ns_pid: i32,
+    /// Index of its container.
+    pub container: Id,
+    /// Command name, for messages.
+    pub comm: String,
+    /// Index of its parent; none for a container's init.
+    pub parent: Option<usize>,
+    /// Whether it runs.
+    pub life: Life,
+    /// Index of an earlier process with the same address space: its region serves both.
+    pub shares_mm_with: Option<usize>,
+    /// Shares signal actions with the process of `shares_mm_with` (`CLONE_SIGHAND`).
+    pub shares_sighand: bool,
+    /// The first thread has ended while others live on. It is not in `threads`.
+    pub leader_gone: bool,
+    /// Its threads, the leader first; none for a zombie.
+    pub threads: Vec<Tracee>,
+    /// Thread ids in its own pid namespace, by index of `threads`.
+    pub ns_tids: Vec<i32>,
+    /// Where calls are injected, mapped by `task::collect`, unmapped by `task::release`.
+    pub region: Option<Region>,
+}
+
+impl Proc {
+    /// A living thread's id in the sandbox's pid namespace: `/proc/<task()>/maps`, `fd`, `mem` and so on are the
+    /// process', even when its leader has ended. A zombie's own pid.
+    pub fn task(&self) -> i32 {
+        self.threads.first().map_or(self.pid, Tracee::tid)
+    }
+
+    /// A zombie has no memory, no descriptors and no threads.
+    pub fn is_zombie(&self) -> bool {
+        matches!(self.life, Life::Zombie { .. })
+    }
+
+    /// The thread through which calls are injected, and where.
+    pub fn injector(&mut self) -> Option<(&mut Tracee, Region)> {
+        let region = self.region?;
+        Some((self.threads.first_mut()?, region))
+    }
+}
+
+impl Context {
+    /// Container ID of the container with that index, for messages.
+    pub fn cid(&self, container: Id) -> &str {
+        self.order.containers.get(container as usize).map_or("", |c| c.cid.as_str())
+    }
+
+    /// Notes that something of process `index` cannot be saved.
+    pub fn refuse(&mut self, index: usize, fd: Option<i32>, kind: &str, what: impl Into<String>) {
+        let Some(proc) = self.procs.get(index) else { return };
+        let refusal = Refusal {
+            cid: self.cid(proc.container).to_owned(),
+            pid: proc.ns_pid,
+            comm: proc.comm.clone(),
+            fd,
+            kind: kind.to_owned(),
+            what: what.into(),
+        };
+        // Threads of a process often have the same trouble.
+        if !self.refusals.contains(&refusal) {
+            self.refusals.push(refusal);
+        }
+    }
+
+    /// Notes something that will be different after a restore.
+    pub fn warn(&mut self, text: impl Into<String>) {
+        let text = text.into();
+        if !self.state.warnings.contains(&text) {
+            self.state.warnings.push(text);
+        }
+    }
+}
