@@ -102,6 +102,13 @@ pub(super) fn lookup(name: &str) -> Option<Call> {
     }
 }
 
+/// Name of call `nr` of the architecture that this program was built for.
+pub fn native_name(nr: i64) -> Option<&'static str> {
+    let nr = u16::try_from(nr).ok().filter(|nr| *nr != N)?;
+    let native = |row: &Row| if cfg!(target_arch = "x86_64") { row.1 } else { row.4 };
+    ROWS.iter().find(|row| native(row) == nr).map(|row| row.0)
+}
+
 /// Every name of the tables, sorted.
 pub fn names() -> impl Iterator<Item = &'static str> {
     ROWS.iter().map(|row| row.0)

@@ -1,0 +1,60 @@
+//! Traced threads, and system calls made inside them.
+//!
+//! Everything that a checkpoint must know and neither `/proc` nor a pidfd tells, and everything that a restore must
+//! build, is done by the tasks themselves: they are stopped with ptrace(2) and made to run system calls. All logic is
+//! ordinary Rust in this process; what is put into a task is 139 bytes that run a table of calls ([`arch::BLOB`]).
+//!
+//! | item | is |
+//! | --- | --- |
+//! | [`Tracee`] | a thread that this thread traces and that is stopped |
+//! | [`Mem`] | a task's memory |
+//! | [`Region`] | pages mapped into a task, through which tables of calls run |
+//! | [`Batch`], [`Ran`] | such a table, and what came of it |
+//! | [`fdpass`] | descriptors put into a task |
+//! | [`task_list`] | all threads of a set of processes, stopped |
+//!
+//! ptrace belongs to the thread that attached, so a [`Tracee`] cannot be sent to another one ([`Mem`] can).
+//!
+//! When this process dies, the kernel detaches its tracees, and they go on with the registers they have at that
+//! moment. Each injected call or batch therefore puts the registers and the signal mask back before it returns: the
+//! moments in which a death of this process would harm a tracee are those in which a call runs.
+//!
+//! Errors: `NoSuchEntity` when the thread has ended (or was killed in the middle), `Unsupported` for what can never
+//! work (32-bit code, a kernel without the interface), `InvalidState` for a zombie or one that is traced already.
+#![forbid(unsafe_code)]
+
+pub mod arch;
+mod batch;
+mod children;
+pub mod fdpass;
+mod inject;
+mod mem;
+mod procfs;
+mod region;
+mod stop;
+pub mod task_list;
+mod tracee;
+
+pub use arch::Regs;
+pub use batch::{Arg, Batch, CallId, Ran};
+pub use children::Clone3;
+pub use mem::Mem;
+pub use procfs::use_procfs;
+pub use region::Region;
+pub use tracee::{Options, SeccompFilter, Seizing, Tracee};
+
+use airlock_wire::error::{Error, Kind};
+use nix::errno::Errno;
+
+/// An errno of ptrace or of a call about a task, with "it has ended" told apart.
+fn errno(e: Errno) -> Error {
+    match e {
+        Errno::ESRCH | Errno::ECHILD => Error::new(Kind::NoSuchEntity, "it has ended"),
+        Errno::EPERM | Errno::EACCES => Error::new(Kind::Permission, e.desc()),
+        Errno::ENODEV | Errno::EIO | Errno::ENOSYS => Error::new(Kind::Unsupported, e.desc()),
+        other => other.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
