@@ -11,4 +11,5 @@ pub mod ptmx;
 pub mod ptrace;
 pub mod random;
 pub mod seccomp;
+pub mod task;
 pub mod xattr;
