@@ -3,8 +3,9 @@
 
 use crate::checkpoint::order::DumpOrder;
 use crate::checkpoint::remote::{Region, Tracee};
-use crate::checkpoint::state::{Id, Life, Refusal, SandboxState};
+use crate::checkpoint::state::{Id, Life, Refusal, SandboxState, ShmemState};
 use crate::procfs::ProcFs;
+use std::os::fd::OwnedFd;
 
 /// A dump on its way.
 #[derive(Debug)]
@@ -20,6 +21,38 @@ pub struct Context {
     pub state: SandboxState,
     /// What cannot be saved. All of it is found before the containers are disturbed.
     pub refusals: Vec<Refusal>,
+    /// Private memory to be looked through by the page engine.
+    pub spaces: Vec<Space>,
+    /// Memory objects (`state.shmems`) whose content has to be saved, each once, with a descriptor to read it from.
+    pub contents: Vec<(Id, OwnedFd)>,
+    /// Upper layers kept in memory, by container, in the order of their `upper`.
+    pub uppers: Vec<Vec<OwnedFd>>,
+}
+
+/// An address space and what of it may have content.
+#[derive(Debug)]
+pub struct Space {
+    /// Index in `state.mms`.
+    pub mm: Id,
+    /// Index of a process that has it.
+    pub proc: usize,
+    /// Where content may be, ascending.
+    pub extents: Vec<Extent>,
+}
+
+/// Memory of a mapping that the page engine looks through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// First address.
+    pub start: u64,
+    /// Address after the last.
+    pub end: u64,
+    /// Transparent huge pages are in it or wanted.
+    pub huge: bool,
+    /// Page size.
+    pub page_size: u64,
+    /// Pages of the file below belong to the content (the file will not be there).
+    pub file_pages: bool,
 }
 
 /// A process that is saved.
@@ -72,6 +105,34 @@ impl Proc {
 }
 
 impl Context {
+    /// At the beginning.
+    pub fn new(order: DumpOrder, procfs: ProcFs, uppers: Vec<Vec<OwnedFd>>) -> Self {
+        Self {
+            order,
+            procfs,
+            procs: Vec::new(),
+            state: SandboxState::default(),
+            refusals: Vec::new(),
+            spaces: Vec::new(),
+            contents: Vec::new(),
+            uppers,
+        }
+    }
+
+    /// The memory object with that identity (device, inode), if it was met before.
+    pub fn shmem(&self, identity: (u64, u64)) -> Option<Id> {
+        self.state.shmems.iter().position(|s| s.identity == identity).map(|i| i as Id)
+    }
+
+    /// Takes note of a memory object; its content will be read from `fd`. Whoever meets it again finds it with
+    /// [`Context::shmem`].
+    pub fn add_shmem(&mut self, object: ShmemState, fd: OwnedFd) -> Id {
+        let id = self.state.shmems.len() as Id;
+        self.state.shmems.push(object);
+        self.contents.push((id, fd));
+        id
+    }
+
     /// Container ID of the container with that index, for messages.
     pub fn cid(&self, container: Id) -> &str {
         self.order.containers.get(container as usize).map_or("", |c| c.cid.as_str())

@@ -1,10 +1,10 @@
 //! Address spaces: what is mapped where, and which of it the page engine has to save.
 #![forbid(unsafe_code)]
 
+use super::context::{Context, Extent, Space};
 use super::smaps::{self, RawVma};
 use crate::checkpoint::state::{
-    AioRing, FileKind, FileState, Id, MmLayout, MmState, PathFile, Refusal, SandboxState, ShmemKind,
-    ShmemState, Vma, VmaKind,
+    AioRing, FileKind, FileState, Id, MmLayout, MmState, PathFile, ShmemKind, ShmemState, Vma, VmaKind,
 };
 use crate::procfs::ProcFs;
 use airlock_wire::error::{Error, Result};
@@ -12,73 +12,34 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstat};
 use std::os::fd::OwnedFd;
 
-/// The process whose address space is described.
-#[derive(Debug, Clone, Copy)]
-pub struct Target<'a> {
-    /// Pid in the sandbox's namespace.
-    pub pid: i32,
-    /// Pid in the container, for messages.
-    pub ns_pid: i32,
-    /// Command name, for messages.
-    pub comm: &'a str,
-    /// Container ID, for messages.
-    pub cid: &'a str,
-    /// Index of its container.
-    pub container: Id,
-    /// Its program break, as brk(0) answers.
-    pub brk: u64,
-}
+/// Position of a file that is mapped and not open: it has none.
+pub const MAPPED: i64 = -1;
 
-/// Where findings go.
-#[derive(Debug)]
-pub struct World<'a> {
-    /// The image's state.
-    pub state: &'a mut SandboxState,
-    /// What cannot be saved.
-    pub refusals: &'a mut Vec<Refusal>,
-    /// Memory objects whose content has to be read from these descriptors.
-    pub contents: &'a mut Vec<(Id, OwnedFd)>,
-    /// Files that mappings show and that have no path any more, with a descriptor of each.
-    pub orphans: &'a mut Vec<(Id, OwnedFd)>,
-}
-
-/// Memory of a mapping that the page engine looks through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    /// First address.
-    pub start: u64,
-    /// Address after the last.
-    pub end: u64,
-    /// Transparent huge pages are in it or wanted.
-    pub huge: bool,
-    /// Page size.
-    pub page_size: u64,
-    /// Pages of the file below belong to the content (the file will not be there).
-    pub file_pages: bool,
-}
-
-/// Describes the address space of a stopped process. Returns its id and what has to be looked through.
+/// Describes the address space of process `index`, whose region must not be mapped yet, and takes note of what the page
+/// engine has to look through. `brk` is its program break.
 ///
 /// # Errors
-/// When `/proc` does not tell. What cannot be saved is a [`Refusal`], not an error.
-pub fn collect(procfs: &ProcFs, target: Target<'_>, world: &mut World<'_>) -> Result<(Id, Vec<Extent>)> {
-    let text = String::from_utf8_lossy(&procfs.read_whole(target.pid, "smaps")?).into_owned();
+/// When `/proc` does not tell. What cannot be saved is refused, which is no error.
+pub fn collect(ctx: &mut Context, index: usize, smaps: &str, brk: u64) -> Result<Id> {
+    let Some(proc) = ctx.procs.get(index) else { return Err(Error::failure("no such process")) };
+    let target = Target { index, pid: proc.task(), container: proc.container };
     let mut mm = MmState {
-        layout: layout(procfs, target)?,
-        auxv: procfs.read_whole(target.pid, "auxv")?.into(),
-        coredump_filter: procfs
+        layout: layout(&ctx.procfs, target.pid, brk)?,
+        auxv: ctx.procfs.read_whole(target.pid, "auxv")?.into(),
+        coredump_filter: ctx
+            .procfs
             .read(target.pid, "coredump_filter")
             .ok()
             .and_then(|t| u64::from_str_radix(t.trim(), 16).ok())
             .unwrap_or(0x33),
         ..MmState::default()
     };
-    mm.exe = exe(procfs, target, world)?;
+    mm.exe = exe(ctx, target)?;
     let mut extents = Vec::new();
-    for raw in smaps::parse(&text)? {
-        let Some(vma) = mapping(procfs, target, &raw, world, &mut mm.aio)? else { continue };
+    for raw in smaps::parse(smaps)? {
+        let Some(vma) = mapping(ctx, target, &raw, &mut mm.aio)? else { continue };
         let save = match vma.kind {
-            VmaKind::Anonymous => !raw.has(b"dp"),
+            VmaKind::Anonymous => !vma.droppable,
             VmaKind::File(_) | VmaKind::Shmem(_) => !vma.shared,
             _ => false,
         };
@@ -94,9 +55,19 @@ pub fn collect(procfs: &ProcFs, target: Target<'_>, world: &mut World<'_>) -> Re
         }
         mm.vmas.push(vma);
     }
-    let id = world.state.mms.len() as Id;
-    world.state.mms.push(mm);
-    Ok((id, extents))
+    let id = ctx.state.mms.len() as Id;
+    ctx.state.mms.push(mm);
+    ctx.spaces.push(Space { mm: id, proc: index, extents });
+    Ok(id)
+}
+
+/// The process whose address space is described.
+#[derive(Debug, Clone, Copy)]
+struct Target {
+    index: usize,
+    /// Pid in the sandbox's namespace.
+    pid: i32,
+    container: Id,
 }
 
 /// Memory may be swapped out as a whole; only the page tables know.
@@ -104,8 +75,8 @@ fn swapped(raw: &RawVma) -> bool {
     raw.has(b"ac") || raw.has(b"nr")
 }
 
-fn layout(procfs: &ProcFs, target: Target<'_>) -> Result<MmLayout> {
-    let text = procfs.read(target.pid, "stat")?;
+fn layout(procfs: &ProcFs, pid: i32, brk: u64) -> Result<MmLayout> {
+    let text = procfs.read(pid, "stat")?;
     // Fields are counted after the command name, which may hold anything.
     let tail = text.rsplit_once(')').map(|(_, t)| t).unwrap_or_default();
     let fields: Vec<u64> =
@@ -116,42 +87,43 @@ fn layout(procfs: &ProcFs, target: Target<'_>) -> Result<MmLayout> {
     Ok(MmLayout {
         code: (field(26), field(27)),
         data: (field(45), field(46)),
-        brk: (start_brk, target.brk.max(start_brk)),
+        brk: (start_brk, brk.max(start_brk)),
         stack: field(28),
         args: (field(48), field(49)),
         env: (field(50), field(51)),
     })
 }
 
-fn exe(procfs: &ProcFs, target: Target<'_>, world: &mut World<'_>) -> Result<Option<Id>> {
+fn exe(ctx: &mut Context, target: Target) -> Result<Option<Id>> {
     let link = format!("{}/exe", target.pid);
-    let path = match nix::fcntl::readlinkat(procfs.root(), link.as_str()) {
+    let path = match nix::fcntl::readlinkat(ctx.procfs.root(), link.as_str()) {
         Ok(path) => path.to_string_lossy().into_owned(),
         Err(nix::errno::Errno::ENOENT) => return Ok(None),
-        Err(e) => return Err(Error::from(e).context(format!("reading exe of process {}", target.ns_pid))),
+        Err(e) => return Err(Error::from(e).context(format!("reading exe of process {}", target.pid))),
     };
-    let fd = openat(procfs.root(), link.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+    let fd = openat(ctx.procfs.root(), link.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(|e| {
-            Error::from(e).context(format!("opening the program {path:?} of process {}", target.ns_pid))
+            Error::from(e).context(format!("opening the program {path:?} of process {}", target.pid))
         })?;
     let (path, deleted) = match path.strip_suffix(" (deleted)") {
         Some(path) => (path.to_owned(), true),
         None => (path, false),
     };
-    Ok(Some(file(target, &path, deleted, libc::O_RDONLY, &fstat(&fd)?, Some(fd), world)))
+    let stat = fstat(&fd)?;
+    Ok(Some(file(ctx, target, &path, deleted.then_some(fd), libc::O_RDONLY, &stat)))
 }
 
-/// Registers a file that is mapped or executed, once.
+/// Registers a file that is mapped or executed, once. One that has no path any more comes with a descriptor.
 fn file(
-    target: Target<'_>,
+    ctx: &mut Context,
+    target: Target,
     path: &str,
-    deleted: bool,
+    orphan: Option<OwnedFd>,
     flags: i32,
     stat: &FileStat,
-    fd: Option<OwnedFd>,
-    world: &mut World<'_>,
 ) -> Id {
     let identity = (stat.st_dev, stat.st_ino);
+    let deleted = orphan.is_some();
     let same = |f: &FileState| match &f.kind {
         FileKind::Path(p) => {
             !deleted && p.identity == identity && p.path == path && f.container == target.container
@@ -160,12 +132,11 @@ fn file(
         _ => false,
     };
     // Only files of mappings: those of descriptors have positions of their own.
-    if let Some(i) =
-        world.state.files.iter().position(|f| f.flags == flags && f.owner.is_none() && f.pos == -1 && same(f))
-    {
+    let known = ctx.state.files.iter().position(|f| f.flags == flags && f.pos == MAPPED && same(f));
+    if let Some(i) = known {
         return i as Id;
     }
-    let described = PathFile {
+    let file = PathFile {
         path: path.to_owned(),
         mode: stat.st_mode,
         size: stat.st_size as u64,
@@ -175,42 +146,37 @@ fn file(
         identity,
         ..PathFile::default()
     };
-    let id = world.state.files.len() as Id;
-    let kind = if deleted {
-        if let Some(fd) = fd {
-            world.orphans.push((id, fd));
+    let kind = match orphan {
+        Some(fd) => {
+            let shmem = ctx.shmem(identity).unwrap_or_else(|| {
+                let object = ShmemState {
+                    kind: ShmemKind::Memfd,
+                    name: file_name(path).to_owned(),
+                    size: file.size,
+                    mode: stat.st_mode & 0o7777,
+                    owner: file.owner,
+                    identity,
+                    ..ShmemState::default()
+                };
+                ctx.add_shmem(object, fd)
+            });
+            FileKind::Deleted { file, content: None, shmem: Some(shmem), link: None }
         }
-        FileKind::Deleted { file: described, content: None, shmem: None, link: None }
-    } else {
-        FileKind::Path(described)
+        None => FileKind::Path(file),
     };
-    world.state.files.push(FileState {
+    let id = ctx.state.files.len() as Id;
+    ctx.state.files.push(FileState {
         kind,
         flags,
-        pos: -1,
+        pos: MAPPED,
         container: target.container,
         ..FileState::default()
     });
     id
 }
 
-fn mapping(
-    procfs: &ProcFs,
-    target: Target<'_>,
-    raw: &RawVma,
-    world: &mut World<'_>,
-    aio: &mut Vec<AioRing>,
-) -> Result<Option<Vma>> {
-    let refuse = |world: &mut World<'_>, kind: &str, what: String| {
-        world.refusals.push(Refusal {
-            cid: target.cid.to_owned(),
-            pid: target.ns_pid,
-            comm: target.comm.to_owned(),
-            fd: None,
-            kind: kind.to_owned(),
-            what,
-        });
-    };
+fn mapping(ctx: &mut Context, target: Target, raw: &RawVma, aio: &mut Vec<AioRing>) -> Result<Option<Vma>> {
+    let refuse = |ctx: &mut Context, kind: &str, what: String| ctx.refuse(target.index, None, kind, what);
     let place = format!("{:#x}-{:#x} {}", raw.start, raw.end, raw.name);
     let mut vma = Vma {
         start: raw.start,
@@ -242,15 +208,15 @@ fn mapping(
         _ => {}
     }
     if raw.has(b"ss") {
-        refuse(world, "shadow stack", format!("mapping {place}: control-flow enforcement (CET) is in use"));
+        refuse(ctx, "shadow stack", format!("mapping {place}: control-flow enforcement (CET) is in use"));
         return Ok(Some(vma));
     }
     if raw.has(b"um") || raw.has(b"uw") || raw.has(b"ui") {
-        refuse(world, "userfaultfd", format!("mapping {place} is registered with a userfaultfd"));
+        refuse(ctx, "userfaultfd", format!("mapping {place} is registered with a userfaultfd"));
     }
     if name.starts_with("anon_inode:") || name.starts_with("socket:") || raw.has(b"io") || raw.has(b"pf") {
         let kind = if name.contains("io_uring") { "io_uring" } else { "device mapping" };
-        refuse(world, kind, format!("mapping {place} shows memory of a device or of the kernel"));
+        refuse(ctx, kind, format!("mapping {place} shows memory of a device or of the kernel"));
         return Ok(Some(vma));
     }
     if let Some(anon) = name.strip_prefix("[anon:").or_else(|| name.strip_prefix("[anon_shmem:")) {
@@ -277,44 +243,41 @@ fn mapping(
         None
     };
     if let Some((kind, name)) = object {
-        vma.kind = VmaKind::Shmem(shmem(procfs, target, raw, kind, name, world)?);
+        vma.kind = VmaKind::Shmem(shmem(ctx, target, raw, kind, name));
         return Ok(Some(vma));
     }
     if name == "/dev/zero" && !raw.shared {
         vma.offset = 0;
         return Ok(Some(vma));
     }
-    let fd = map_file(procfs, target.pid, raw, raw.shared && raw.has(b"mw"));
+    let fd = map_file(&ctx.procfs, target.pid, raw, false);
     if raw.deleted && !raw.shared {
         // Nobody else can change such a file's pages under this mapping in a way the program could rely on.
         vma.offset = 0;
         return Ok(Some(vma));
     }
-    let (fd, stat) = match fd {
-        Ok(fd) => {
-            let stat = fstat(&fd)?;
-            (Some(fd), stat)
-        }
+    let stat = match fd {
+        Ok(fd) => fstat(&fd)?,
         Err(e) if raw.deleted => {
-            refuse(world, "deleted file", format!("mapping {place}: the file cannot be reached ({e})"));
+            refuse(ctx, "deleted file", format!("mapping {place}: the file cannot be reached ({e})"));
             return Ok(Some(vma));
         }
         // Without the privilege for map_files: the path as the container sees it.
-        Err(_) => match procfs.open_inside(target.pid, name, OFlag::O_PATH) {
-            Ok(fd) => (None, fstat(&fd)?),
+        Err(_) => match ctx.procfs.open_inside(target.pid, name, OFlag::O_PATH) {
+            Ok(fd) => fstat(&fd)?,
             Err(e) => {
-                refuse(world, "mapped file", format!("mapping {place}: the file cannot be found ({e})"));
+                refuse(ctx, "mapped file", format!("mapping {place}: the file cannot be found ({e})"));
                 return Ok(Some(vma));
             }
         },
     };
     if raw.deleted {
         // A file that two processes may still write to through their mappings: it lives on as a memory object.
-        vma.kind = VmaKind::Shmem(shmem(procfs, target, raw, ShmemKind::Memfd, file_name(name), world)?);
+        vma.kind = VmaKind::Shmem(shmem(ctx, target, raw, ShmemKind::Memfd, file_name(name)));
         return Ok(Some(vma));
     }
     let flags = if raw.shared && raw.has(b"mw") { libc::O_RDWR } else { libc::O_RDONLY };
-    vma.kind = VmaKind::File(file(target, name, false, flags, &stat, fd, world));
+    vma.kind = VmaKind::File(file(ctx, target, name, None, flags, &stat));
     Ok(Some(vma))
 }
 
@@ -331,19 +294,11 @@ fn map_file(procfs: &ProcFs, pid: i32, raw: &RawVma, writable: bool) -> nix::Res
         .or_else(|_| openat(procfs.root(), path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()))
 }
 
-fn shmem(
-    procfs: &ProcFs,
-    target: Target<'_>,
-    raw: &RawVma,
-    kind: ShmemKind,
-    name: &str,
-    world: &mut World<'_>,
-) -> Result<Id> {
+fn shmem(ctx: &mut Context, target: Target, raw: &RawVma, kind: ShmemKind, name: &str) -> Id {
     let identity = (raw.dev, raw.inode);
-    if let Some(i) = world.state.shmems.iter().position(|s| s.identity == identity) {
-        return Ok(i as Id);
+    if let Some(id) = ctx.shmem(identity) {
+        return id;
     }
-    let id = world.state.shmems.len() as Id;
     let mut object = ShmemState {
         kind,
         name: name.to_owned(),
@@ -353,29 +308,25 @@ fn shmem(
         identity,
         ..ShmemState::default()
     };
-    match map_file(procfs, target.pid, raw, false) {
-        Ok(fd) => {
-            let stat = fstat(&fd)?;
+    let opened = map_file(&ctx.procfs, target.pid, raw, false).and_then(|fd| Ok((fstat(&fd)?, fd)));
+    match opened {
+        Ok((stat, fd)) => {
             object.size = stat.st_size as u64;
             object.mode = stat.st_mode & 0o7777;
             object.owner = (stat.st_uid, stat.st_gid);
             object.seals = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GET_SEALS).unwrap_or(0);
-            world.contents.push((id, fd));
+            ctx.add_shmem(object, fd)
         }
-        Err(e) => world.refusals.push(Refusal {
-            cid: target.cid.to_owned(),
-            pid: target.ns_pid,
-            comm: target.comm.to_owned(),
-            fd: None,
-            kind: "shared memory".to_owned(),
-            what: format!(
+        Err(e) => {
+            let what = format!(
                 "mapping {:#x}-{:#x} cannot be read as an object ({e}); this takes CAP_CHECKPOINT_RESTORE in the initial user namespace",
                 raw.start, raw.end
-            ),
-        }),
+            );
+            ctx.refuse(target.index, None, "shared memory", what);
+            ctx.state.shmems.push(object);
+            ctx.state.shmems.len() as Id - 1
+        }
     }
-    world.state.shmems.push(object);
-    Ok(id)
 }
 
 /// What madvise(2) has to be told again.
