@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod dump;
+pub mod inside;
 pub mod restore;
 pub mod image;
 pub mod order;

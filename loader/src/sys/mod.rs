@@ -2,6 +2,7 @@
 
 pub mod backtrace;
 pub mod bpf;
+pub mod files;
 pub mod idmap;
 pub mod loopdev;
 pub mod misc;

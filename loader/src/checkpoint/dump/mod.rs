@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod context;
+pub mod files;
 pub mod mm;
 pub mod smaps;
 use super::agent::Link;

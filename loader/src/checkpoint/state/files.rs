@@ -67,13 +67,34 @@ pub enum FileKind {
     External {
         /// Container ID index.
         container: Id,
-        /// Which of its streams; 3 is the console (its terminal).
-        stream: u8,
+        /// Its number in the container's init at the start: 0, 1, 2, or that of a passed descriptor.
+        stream: i32,
+        /// Not the description that came from outside, but one that was opened anew from it (`/dev/tty`,
+        /// `/dev/stdout`, `/proc/self/fd/1`).
+        #[serde(default)]
+        reopened: bool,
         /// Terminal settings, if it is one.
         tty: Option<TtyState>,
     },
-    /// A regular file, directory, symlink (O_PATH), device node or FIFO by path.
+    /// A regular file, directory, symlink (O_PATH) or device node by path.
     Path(PathFile),
+    /// A FIFO by path.
+    Fifo {
+        /// Where it is.
+        file: PathFile,
+        /// Number that all who opened it share.
+        pipe: u64,
+        /// F_GETPIPE_SZ.
+        size: u32,
+        /// Unread data (at one of the openings only).
+        data: Bytes,
+        /// Packet boundaries, if it was opened with O_DIRECT: lengths.
+        #[serde(default)]
+        packets: Vec<u32>,
+        /// Its path no longer leads to it.
+        #[serde(default)]
+        deleted: bool,
+    },
     /// A deleted file, made anew from its contents (kept in `shmems`/page index or, when small, here) and removed again.
     Deleted {
         /// What it is: mode, path it had.
@@ -99,6 +120,9 @@ pub enum FileKind {
         data: Bytes,
         /// Packet boundaries of an O_DIRECT pipe: lengths.
         packets: Vec<u32>,
+        /// Owner: who may open it anew through `/proc/self/fd`.
+        #[serde(default)]
+        owner: (u32, u32),
     },
     /// eventfd(2).
     Eventfd {
@@ -119,6 +143,10 @@ pub enum FileKind {
         remaining_ns: u64,
         /// Interval, nanoseconds.
         interval_ns: u64,
+        /// Set to an absolute time of a clock that shows the time of day (TFD_TIMER_ABSTIME): when it expires,
+        /// nanoseconds since the epoch.
+        #[serde(default)]
+        expires_ns: Option<u64>,
     },
     /// signalfd(2).
     Signalfd {
@@ -134,6 +162,9 @@ pub enum FileKind {
     Inotify {
         /// Watches: (descriptor number, path, mask).
         watches: Vec<(i32, String, u32)>,
+        /// Bytes of events that were not read; they are lost.
+        #[serde(default)]
+        unread: u32,
     },
     /// fanotify_init(2).
     Fanotify {
@@ -144,7 +175,7 @@ pub enum FileKind {
     },
     /// pidfd_open(2) of a process of the same pid namespace.
     Pidfd {
-        /// Its pid in the container.
+        /// Its pid in the container (its thread id, for a single thread); 0: it has ended and was reaped.
         pid: i32,
         /// PIDFD_THREAD.
         thread: bool,
@@ -168,11 +199,27 @@ pub enum FileKind {
         packet: bool,
         /// Locked slave.
         locked: bool,
-        /// Unread input and output, as far as it can be read.
+        /// What waits to be read at the other end: what was written to the master, for the slave to read (kept with
+        /// a slave), or the other way round (kept with the master).
         input: Bytes,
+        /// Its master has been closed: reads and writes fail.
+        #[serde(default)]
+        hung_up: bool,
+        /// The slave had been opened and is not open any more (master only).
+        #[serde(default)]
+        slave_closed: bool,
+        /// Mode of the slave's node.
+        #[serde(default)]
+        mode: u32,
+        /// Owner of the slave's node.
+        #[serde(default)]
+        owner: (u32, u32),
     },
     /// `/dev/tty` opened: the controlling terminal.
-    ControllingTty,
+    ControllingTty {
+        /// Index of the pty of the container that it stands for; none: the container's console.
+        index: Option<u32>,
+    },
     /// A socket.
     Socket(SocketState),
     /// bpf, perf and other objects are refused; what is left without state is made anew by name (userfaultfd, landlock…).
