@@ -32,6 +32,21 @@ pub fn threads_polling(pid: i32) -> usize {
         .count()
 }
 
+/// The descriptors of a loader once no client is connected: its threads wait for events and for each other, none for a
+/// client. The connection of the command that made the sandbox may last a little longer than the command.
+#[track_caller]
+pub fn idle(loader: i32) -> usize {
+    crate::wait::until("the loader is idle", || {
+        let tasks = std::fs::read_dir(format!("/proc/{loader}/task")).ok()?;
+        let waits: Vec<String> = tasks
+            .flatten()
+            .map(|t| std::fs::read_to_string(t.path().join("wchan")).unwrap_or_default())
+            .collect();
+        let standing_by = waits.iter().filter(|w| w.contains("futex")).count();
+        (waits.len() == IDLE_THREADS && standing_by == IDLE_THREADS - 1).then(|| descriptors(loader).len())
+    })
+}
+
 /// Resident memory in KiB.
 pub fn rss(pid: i32) -> u64 {
     status_number(pid, "VmRSS:")

@@ -314,11 +314,7 @@ fn a_failed_member_leaves_the_pod_as_it_was() {
     let pod = Pod::new();
     let loader = pod.pid(&pod.id);
     pod.state.ok(["exec", &pod.id, "/bin/true"]);
-    let idle = wait::until("the loader is idle", || {
-        let before = leaks::descriptors(loader).len();
-        let idle = leaks::threads(loader) == leaks::IDLE_THREADS;
-        (idle && leaks::descriptors(loader).len() == before).then_some(before)
-    });
+    let idle = leaks::idle(loader);
     for edit in [
         (|c| c["process"]["args"] = json!(["/no/such"])) as fn(&mut Value),
         |c| c["root"]["path"] = json!("nowhere"),
@@ -337,6 +333,6 @@ fn a_failed_member_leaves_the_pod_as_it_was() {
         assert_eq!(text.trim_end().lines().count(), 1, "{text}");
         leaks::nothing_left(&pod.state, &id);
     }
-    wait::until("the loader is as before", || (leaks::descriptors(loader).len() <= idle).then_some(()));
+    wait::until("the loader is as before", || (leaks::descriptors(loader).len() == idle).then_some(()));
     assert_eq!(pod.state.ok(["list", "-q"]).trim(), pod.id);
 }

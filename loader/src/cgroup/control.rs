@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// How long freezing may take. A process in an uninterruptible sleep freezes only when that sleep ends.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long thawed processes (v2) may take to leave the frozen state.
+const THAW_TIMEOUT: Duration = Duration::from_secs(1);
 /// The same when freezing only precedes a kill, which succeeds without it too.
 const FREEZE_TO_KILL: Duration = Duration::from_millis(200);
 /// A v1 freezer can miss a task that was just forked: it is asked again this often.
@@ -110,7 +112,16 @@ pub fn is_frozen(dir: BorrowedFd<'_>, v2: bool) -> Result<bool> {
 /// # Errors
 /// [`Kind::Failure`] when a process does not stop within 5 seconds; the cgroup is thawed then.
 pub fn freeze(dir: BorrowedFd<'_>, v2: bool, on: bool) -> Result<()> {
-    if on { freeze_within(dir, v2, FREEZE_TIMEOUT) } else { thaw(dir, v2) }
+    if on {
+        return freeze_within(dir, v2, FREEZE_TIMEOUT);
+    }
+    thaw(dir, v2)?;
+    if v2 {
+        // Processes leave the frozen state one by one, and whoever looks meanwhile finds them frozen. Below a frozen
+        // cgroup they stay so, which is none of our business.
+        wait_event(dir, "frozen 0", Instant::now() + THAW_TIMEOUT)?;
+    }
+    Ok(())
 }
 
 fn thaw(dir: BorrowedFd<'_>, v2: bool) -> Result<()> {

@@ -11,19 +11,12 @@ fn path_only(directory: &Path) -> OwnedFd {
     nix::fcntl::open(directory, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).unwrap()
 }
 
-/// Descriptors of the loader when no client is connected.
-fn idle(loader: i32) -> usize {
-    wait::until("the loader is idle", || {
-        (leaks::threads(loader) == leaks::IDLE_THREADS).then(|| leaks::descriptors(loader).len())
-    })
-}
-
 #[test]
 fn stdio_of_any_type_is_passed_on_and_no_terminal_is_made_of_what_is_none() {
     need!("busybox");
     let sandbox = Sandbox::sleeping();
     let loader = sandbox.loader();
-    let before = idle(loader);
+    let before = leaks::idle(loader);
     let (null, etc) = (null(), path_only(Path::new("/etc")));
     for mut caller in sandbox.both() {
         // As with any runtime: what the caller gives is what the program has.
@@ -40,7 +33,7 @@ fn stdio_of_any_type_is_passed_on_and_no_terminal_is_made_of_what_is_none() {
         let text = caller.fails("containerManager.ExecuteAsync", &args, &[n, n, n]);
         assert!(text.contains("terminal"), "{text}");
     }
-    assert_eq!(idle(loader), before);
+    assert_eq!(leaks::idle(loader), before);
 }
 
 #[test]
@@ -48,7 +41,7 @@ fn a_rootfs_must_be_a_mount() {
     need!("busybox");
     let sandbox = Sandbox::sleeping();
     let loader = sandbox.loader();
-    let before = idle(loader);
+    let before = leaks::idle(loader);
     let null = null();
     let n = null.as_fd();
     let (pipe, _writer) = std::io::pipe().unwrap();
@@ -81,7 +74,7 @@ fn a_rootfs_must_be_a_mount() {
         assert!(text.contains("mount"), "{text}");
     }
     drop(own);
-    assert_eq!(idle(loader), before);
+    assert_eq!(leaks::idle(loader), before);
 }
 
 #[test]
@@ -89,7 +82,7 @@ fn more_descriptors_than_a_message_may_have() {
     need!("busybox");
     let sandbox = Sandbox::sleeping();
     let loader = sandbox.loader();
-    let before = idle(loader);
+    let before = leaks::idle(loader);
     let null = null();
     for count in [129, 200, 253] {
         let mut urpc = Urpc::connect(&sandbox.socket());
@@ -103,7 +96,7 @@ fn more_descriptors_than_a_message_may_have() {
     let reply = urpc.call("containerManager.Processes", &json!(sandbox.id), &[null.as_fd(); 128]);
     assert!(reply.success, "{reply:?}");
     drop(urpc);
-    assert_eq!(idle(loader), before);
+    assert_eq!(leaks::idle(loader), before);
 }
 
 #[test]
@@ -111,7 +104,7 @@ fn broken_messages_end_their_connection_and_no_other() {
     need!("busybox");
     let sandbox = Sandbox::sleeping();
     let loader = sandbox.loader();
-    let before = idle(loader);
+    let before = leaks::idle(loader);
     let mut bystander = sandbox.json();
     let deep = format!(r#"{{"method":"no.Such","arg":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
     for bytes in [
@@ -133,7 +126,7 @@ fn broken_messages_end_their_connection_and_no_other() {
     }
     bystander.ok("containerManager.Processes", &json!(""), &[]);
     drop(bystander);
-    assert_eq!(idle(loader), before);
+    assert_eq!(leaks::idle(loader), before);
 }
 
 #[test]

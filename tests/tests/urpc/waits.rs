@@ -124,10 +124,7 @@ fn a_client_that_hangs_up_leaves_no_thread_and_no_descriptor() {
     let loader = sandbox.loader();
     let pid = sandbox.spawn(&mut sandbox.json(), &["/bin/sleep", "1000"]);
     let counts = || (leaks::threads(loader), leaks::descriptors(loader).len());
-    let idle = wait::until("the loader is idle", || {
-        let now = counts();
-        (now.0 == leaks::IDLE_THREADS).then_some(now)
-    });
+    let idle = (leaks::IDLE_THREADS, leaks::idle(loader));
     for _ in 0..20 {
         let mut waiters: Vec<Urpc> = Vec::new();
         for i in 0..4 {
