@@ -36,6 +36,30 @@ pub struct SocketState {
     pub tcp: Option<TcpState>,
     /// Unread datagrams or stream data: (sender address, data, descriptors by file id).
     pub queue: Vec<SocketMessage>,
+    /// User and group that the socket belongs to, as numbers of the container's user namespace.
+    pub owner: (u32, u32),
+    /// Attached classic BPF program, 8 bytes an instruction; empty: none.
+    pub filter: Bytes,
+    /// The program cannot be changed any more (SO_LOCK_FILTER).
+    pub filter_locked: bool,
+    /// Multicast groups that it joined.
+    pub multicast: Vec<MulticastGroup>,
+    /// Netlink: groups that it listens to, by number.
+    pub groups: Vec<u32>,
+}
+
+/// A multicast group that a socket joined.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MulticastGroup {
+    /// Interface.
+    pub interface: u32,
+    /// Group, as text; for a packet socket the link-layer address in hexadecimal, or `promiscuous`, `allmulti`.
+    pub group: String,
+    /// Sources are those that are let in; otherwise those that are kept out.
+    pub include: bool,
+    /// Sources, as text.
+    pub sources: Vec<String>,
 }
 
 /// Data that waits in a receive queue.
@@ -82,8 +106,14 @@ pub struct UnixSocket {
 pub struct TcpState {
     /// TCP_ESTABLISHED 1, … as in `tcp_info.tcpi_state`.
     pub state: u8,
-    /// The peer is outside the sandbox.
-    pub outside: bool,
+    /// Where the other end is.
+    pub peer: TcpPeer,
+    /// State 7 (closed): it was connected once, and its address is free for others.
+    pub was_connected: bool,
+    /// State 7: the program has still to hear that the connection broke.
+    pub broken: bool,
+    /// The program does not want to receive any more (shutdown for reading).
+    pub deaf: bool,
     /// Send queue: sequence number of its first byte, data, and how much of it had been sent.
     pub send_seq: u32,
     /// Data that was sent and not acknowledged, then data that was not sent.
@@ -106,6 +136,23 @@ pub struct TcpState {
     pub timestamps: bool,
     /// TCP_TIMESTAMP.
     pub timestamp: u32,
-    /// Connections of this listener that wait to be accepted are in `files` as sockets without a descriptor.
+    /// Of a listener: the other ends (in `files`) of connections that wait to be accepted, the oldest first.
     pub accept_queue: Vec<Id>,
+}
+
+/// Where the other end of a connection is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TcpPeer {
+    /// A socket of the sandbox, in `files`.
+    #[default]
+    Inside,
+    /// In the accept queue of a listener of the sandbox: the connection is made anew, and `send_data` sent.
+    Waiting,
+    /// Closed by the program, and kept by the kernel until it is over.
+    Closed,
+    /// Inside, and cannot be made again: the connection breaks at restore.
+    Lost,
+    /// Outside the sandbox.
+    Outside,
 }
