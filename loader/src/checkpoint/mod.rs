@@ -6,9 +6,11 @@
 
 pub mod agent;
 pub mod dump;
-pub mod inside;
 pub mod restore;
 pub mod image;
+pub mod inet;
+pub mod inside;
 pub mod order;
 pub mod remote;
+pub mod specs;
 pub mod state;

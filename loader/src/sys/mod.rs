@@ -7,6 +7,7 @@ pub mod idmap;
 pub mod loopdev;
 pub mod misc;
 pub mod mount;
+pub mod net;
 pub mod process;
 pub mod ptmx;
 pub mod ptrace;
