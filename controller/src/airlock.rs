@@ -19,7 +19,14 @@ pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
     let l = loader.clone();
     registry.on::<PrepareSubcontainer>(move |call, args| prepare(&l, call, args));
     let l = loader.clone();
-    registry.on::<StartContainer>(move |_, args| l.start(&l.container(&args.cid)?).map(|()| Empty {}));
+    registry.on::<StartContainer>(move |_, args| {
+        let container = l.container(&args.cid)?;
+        if !container.root && l.is_collecting() {
+            // What is created while its sandbox is being restored is restored with it.
+            return l.restore_container(&container).map(|_| Empty {});
+        }
+        l.start(&container).map(|()| Empty {})
+    });
     let l = loader.clone();
     registry.on::<Supervise>(move |call, args| supervise(&l, call, &args));
     let l = loader.clone();
@@ -86,7 +93,7 @@ impl Dependent for Executing {
 
 fn prepare(loader: &Loader, call: &mut Call<'_>, args: PrepareArgs) -> Result<Prepared> {
     let root = loader.root()?;
-    if root.state() != State::Started {
+    if !root.state().runs() && root.state() != State::RestoringUnstarted {
         return Err(Error::invalid_state(format!(
             "sandbox is not in started state, cannot create subcontainer: state={}",
             root.state().name()
@@ -152,7 +159,7 @@ fn info(loader: &Loader, container: &Container) -> ContainerInfo {
         State::Creating => "creating",
         State::Stopped | State::RestoreFailed => "stopped",
         _ if loader.is_paused(container) => "paused",
-        State::Created => "created",
+        State::Created | State::RestoringUnstarted => "created",
         _ => "running",
     };
     let times = container.times();

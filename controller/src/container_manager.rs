@@ -15,6 +15,9 @@ use serde_json::json;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+/// What gVisor's `Wait` answers for a container that could not be restored.
+const RESTORE_FAILED: u32 = 1;
+
 pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
     let l = loader.clone();
     registry.on::<StartRoot>(move |_, _cid| start_root(&l));
@@ -63,7 +66,31 @@ fn start_root(loader: &Loader) -> Result<Empty> {
     Ok(Empty {})
 }
 
-fn start_subcontainer(loader: &Loader, call: &mut Call<'_>, args: StartArgs) -> Result<Empty> {
+/// What a subcontainer is set up for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verb {
+    /// Its program is executed.
+    Start,
+    /// It is restored with its sandbox.
+    Restore,
+}
+
+fn start_subcontainer(loader: &Arc<Loader>, call: &mut Call<'_>, args: StartArgs) -> Result<Empty> {
+    if loader.is_collecting() {
+        return crate::checkpoint::restore_subcontainer(loader, call, args);
+    }
+    let container = prepare_subcontainer(loader, call, args, Verb::Start)?;
+    loader.start(&container)?;
+    Ok(Empty {})
+}
+
+/// Sets a reserved container up from gVisor's arguments and descriptors.
+pub(crate) fn prepare_subcontainer(
+    loader: &Loader,
+    call: &mut Call<'_>,
+    args: StartArgs,
+    verb: Verb,
+) -> Result<Arc<Container>> {
     let mut text =
         args.spec.0.clone().ok_or_else(|| Error::invalid_argument("start arguments missing spec"))?;
     if args.conf.0.is_none() {
@@ -73,7 +100,7 @@ fn start_subcontainer(loader: &Loader, call: &mut Call<'_>, args: StartArgs) -> 
         return Err(Error::invalid_argument("start argument missing container ID"));
     }
     let root = loader.root()?;
-    if root.state() != State::Started {
+    if verb == Verb::Start && !root.state().runs() {
         return Err(Error::invalid_state(format!(
             "sandbox is not in started state, cannot start subcontainer: state={}",
             root.state().name()
@@ -89,7 +116,12 @@ fn start_subcontainer(loader: &Loader, call: &mut Call<'_>, args: StartArgs) -> 
     }
     airlock_loader::oci::validate::validate(&spec).map_err(|e| Error::invalid_argument(e.to_string()))?;
     let terminal = spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
-    let layout = args.layout(terminal, call.fd_count())?;
+    let layout = args.layout(terminal, call.fd_count()).map_err(|mut e| {
+        if verb == Verb::Restore {
+            e.message = e.message.replacen("start arguments", "restore arguments", 1);
+        }
+        e
+    })?;
     let container = loader
         .container(&args.cid)
         .map_err(|_| Error::no_such_entity(format!("trying to start a deleted container {:?}", args.cid)))?;
@@ -99,9 +131,12 @@ fn start_subcontainer(loader: &Loader, call: &mut Call<'_>, args: StartArgs) -> 
         ));
     }
     if layout.rootfs_upper_tar.is_some() {
-        return Err(Error::unsupported(
-            "StartSubcontainer: IsRootfsUpperTarFilePresent: a tar of the upper layer cannot be applied; unpack it into the donated rootfs",
-        ));
+        return Err(Error::unsupported(match verb {
+            Verb::Start => {
+                "StartSubcontainer: IsRootfsUpperTarFilePresent: a tar of the upper layer cannot be applied; unpack it into the donated rootfs"
+            }
+            Verb::Restore => "rootfs upper tar file is not supported during restore",
+        }));
     }
     let take = |call: &mut Call<'_>, range: std::ops::Range<usize>| -> Result<Vec<OwnedFd>> {
         range.map(|i| call.take_fd(i)).collect()
@@ -112,8 +147,7 @@ fn start_subcontainer(loader: &Loader, call: &mut Call<'_>, args: StartArgs) -> 
         ..ContainerParts::default()
     };
     loader.prepare(&container, text, spec, "", parts)?;
-    loader.start(&container)?;
-    Ok(Empty {})
+    Ok(container)
 }
 
 /// gVisor's calls donate no cgroups, whose mounts gVisor emulates. A container that wants to see its cgroups sees them
@@ -244,8 +278,16 @@ pub(crate) fn wait_for(call: &Call<'_>, process: &Process) -> Result<u32> {
 
 fn wait(loader: &Loader, call: &Call<'_>, cid: &str) -> Result<u32> {
     let container = loader.container(cid)?;
+    if container.state() == State::RestoringUnstarted {
+        // Whether it can be restored shows in the state.
+        let _ = crate::checkpoint::wait_notice(call, &*loader.restored()?);
+        if call.client_gone() {
+            return Err(Error::new(Kind::Disconnected, "the client is gone"));
+        }
+    }
     match (container.state(), container.init()) {
-        (State::Started | State::Stopped, Some(init)) => wait_for(call, &init),
+        (State::RestoreFailed, _) => Ok(RESTORE_FAILED),
+        (state, Some(init)) if state.runs() || state == State::Stopped => wait_for(call, &init),
         _ => Err(Error::invalid_state(format!("container {cid:?} not started"))),
     }
 }

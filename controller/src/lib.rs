@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod airlock;
+mod checkpoint;
 mod container_manager;
 mod debug;
 mod lifecycle;
@@ -23,6 +24,7 @@ pub fn boot_main() -> ! {
 pub fn handlers(loader: &Arc<Loader>) -> Registry {
     let mut registry = Registry::new();
     container_manager::register(&mut registry, loader);
+    checkpoint::register(&mut registry, loader);
     lifecycle::register(&mut registry, loader);
     proc::register(&mut registry, loader);
     logging::register(&mut registry);

@@ -17,7 +17,7 @@ pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
     registry.on::<Resume>(move |_, Empty {}| l.resume().map(|()| Empty {}));
     let l = loader.clone();
     registry.on::<IsContainerRunning>(move |_, args| {
-        Ok(l.container(&args.container_id).is_ok_and(|c| c.state() == State::Started))
+        Ok(l.container(&args.container_id).is_ok_and(|c| c.state().runs()))
     });
     let l = loader.clone();
     registry.on::<GetExitStatus>(move |_, args| {
@@ -25,7 +25,10 @@ pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
         let missing =
             || Error::no_such_entity(format!("container {id:?} doesn't exist, or has not been started"));
         let container = l.container(id).map_err(|_| missing())?;
-        let init = container.init().filter(|_| container.state() != State::Created).ok_or_else(missing)?;
+        let init = container
+            .init()
+            .filter(|_| container.state().runs() || container.state() == State::Stopped)
+            .ok_or_else(missing)?;
         init.status().ok_or_else(|| Error::invalid_state(format!("container {id:?} hasn't exited yet")))
     });
     let l = loader.clone();
@@ -33,7 +36,7 @@ pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
         let id = &args.container_id;
         let state = l.container(id).map(|c| c.state());
         match state {
-            Ok(State::Started) => {}
+            Ok(state) if state.runs() => {}
             Ok(State::Stopped) => return Err(Error::invalid_state(format!("{id} container not running"))),
             _ => return Err(Error::invalid_state(format!("container {id} not started"))),
         }

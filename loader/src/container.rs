@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::SystemTime;
 
 /// Locks `mutex`; a handler that panicked while it held the lock must not stop the others.
@@ -29,13 +29,13 @@ pub enum State {
     Started,
     /// The init has ended.
     Stopped,
-    /// Reserved: being restored, the program does not run yet.
+    /// Being restored; the program does not run yet.
     RestoringUnstarted,
-    /// Reserved: being restored, the program runs and memory still follows.
+    /// Being restored; the program runs and memory still follows.
     RestoringStarted,
-    /// Reserved: restored completely.
+    /// Restored completely; the program runs.
     Restored,
-    /// Reserved: a restore that failed.
+    /// It was to be restored, and that has failed.
     RestoreFailed,
 }
 
@@ -53,6 +53,16 @@ impl State {
             Self::RestoreFailed => "restoreFailed",
         }
     }
+
+    /// The program runs, however it came to.
+    pub fn runs(self) -> bool {
+        matches!(self, Self::Started | Self::RestoringStarted | Self::Restored)
+    }
+
+    /// There is an init, which runs its program or waits to do so.
+    pub fn lives(self) -> bool {
+        self.runs() || matches!(self, Self::Created | Self::RestoringUnstarted)
+    }
 }
 
 /// One process that the loader had started: a container's init or an exec'd one.
@@ -65,6 +75,9 @@ pub struct Process {
     status: OnceLock<u32>,
     // Readable for ever once the process has ended: waiters poll it together with their client.
     ended: EventFd,
+    /// A restore has put another process in its place; who knows only this one means that.
+    successor: OnceLock<Arc<Process>>,
+    predecessor: Weak<Process>,
 }
 
 impl Process {
@@ -74,7 +87,25 @@ impl Process {
     /// When no eventfd can be made.
     pub fn new(pid: i32, pidfd: OwnedFd) -> Result<Self> {
         let ended = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { pid, pidfd, ns_pid: OnceLock::new(), status: OnceLock::new(), ended })
+        Ok(Self {
+            pid,
+            pidfd,
+            ns_pid: OnceLock::new(),
+            status: OnceLock::new(),
+            ended,
+            successor: OnceLock::new(),
+            predecessor: Weak::new(),
+        })
+    }
+
+    /// Puts this process in the place of `old`: those who wait for that one, or signal it, do so with this one.
+    pub(crate) fn instead_of(mut self, old: Option<&Arc<Self>>) -> Arc<Self> {
+        self.predecessor = old.map(Arc::downgrade).unwrap_or_default();
+        let new = Arc::new(self);
+        if let Some(old) = old {
+            let _ = old.successor.set(new.clone());
+        }
+        new
     }
 
     /// Pid in the container's own pid namespace; the sandbox's pid until the process has told it.
@@ -105,6 +136,9 @@ impl Process {
         if self.status.set(status).is_ok() {
             let _ = self.ended.write(1);
         }
+        if let Some(old) = self.predecessor.upgrade() {
+            old.end(status);
+        }
     }
 
     /// Sends a signal; 0 checks for existence.
@@ -112,6 +146,9 @@ impl Process {
     /// # Errors
     /// `ESRCH` as [`airlock_wire::error::Kind::NoSuchEntity`].
     pub fn signal(&self, signo: i32) -> Result<()> {
+        if let Some(successor) = self.successor.get() {
+            return successor.signal(signo);
+        }
         if self.status().is_some() {
             return Err(Error::no_such_entity(format!("no such process with PID {}", self.ns_pid())));
         }
@@ -159,6 +196,8 @@ pub struct Container {
     pub root: bool,
     /// Its spec, once one was given.
     pub(crate) spec: OnceLock<Spec>,
+    /// The same as it came: a checkpoint keeps it.
+    pub(crate) spec_text: OnceLock<String>,
     pub(crate) cgroup: OnceLock<Cgroup>,
     pub(crate) devpts: OnceLock<OwnedFd>,
     /// Console donated with `CreateSubcontainer`.
@@ -180,6 +219,7 @@ impl Container {
             cid: cid.to_owned(),
             root,
             spec: OnceLock::new(),
+            spec_text: OnceLock::new(),
             cgroup: OnceLock::new(),
             devpts: OnceLock::new(),
             tty: Mutex::new(tty),
@@ -276,5 +316,19 @@ mod tests {
         }
         assert_eq!(p.status(), Some(7 << 8));
         assert!(p.signal(0).is_err());
+    }
+
+    #[test]
+    fn who_waits_for_a_replaced_process_waits_for_its_successor() {
+        let me = std::process::id() as i32;
+        let process = || Process::new(me, process::pidfd_open(me).unwrap()).unwrap();
+        let old = Arc::new(process());
+        let new = process().instead_of(Some(&old));
+        assert!(old.signal(0).is_ok());
+        new.end(3);
+        let mut fds = [PollFd::new(old.ended(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, PollTimeout::ZERO), Ok(1));
+        assert_eq!((old.status(), new.status()), (Some(3), Some(3)));
+        assert!(old.signal(0).is_err());
     }
 }

@@ -2,6 +2,7 @@
 //! thread.
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
 mod exec;
 mod lifecycle;
 mod parts;
@@ -20,7 +21,7 @@ use crate::spawner::{Exited, Spawner};
 use airlock_wire::error::{Error, Result};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 /// Something that happened to a container.
@@ -72,19 +73,24 @@ pub struct Loader {
     by_pid: Mutex<ByPid>,
     pauses: Mutex<u32>,
     subscribers: Mutex<Vec<Sender<Event>>>,
+    work: checkpoint::Work,
 }
 
 impl Loader {
     /// Makes a loader whose root container is reserved but not yet set up.
-    pub fn new(config: LoaderConfig) -> Self {
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn new(config: LoaderConfig) -> Result<Self> {
         let root = Arc::new(Container::reserve(&config.id, true, None));
-        Self {
+        Ok(Self {
             containers: Mutex::new(BTreeMap::from([(config.id.clone(), root)])),
             by_pid: Mutex::default(),
             pauses: Mutex::new(0),
             subscribers: Mutex::default(),
+            work: checkpoint::Work::new()?,
             config,
-        }
+        })
     }
 
     /// The sandbox's ID.
@@ -142,7 +148,7 @@ impl Loader {
             (life.state, life.init.clone())
         };
         match (state, init) {
-            (State::Started, Some(init)) => Ok((container, init)),
+            (state, Some(init)) if state.runs() => Ok((container, init)),
             (State::Stopped, _) => Err(Error::invalid_state(format!("container {cid:?} has stopped"))),
             _ => Err(Error::invalid_state(format!("container {cid:?} not started"))),
         }
@@ -159,30 +165,56 @@ impl Loader {
         lock(&self.subscribers).retain(|s| s.send(event.clone()).is_ok());
     }
 
-    /// Takes note of an ended process. Returns the raw wait status when it was the root container's init.
+    /// Takes note of an ended process. Returns the raw wait status when it was the root container's init, and the sandbox
+    /// is to end.
     pub fn process_ended(&self, exited: Exited) -> Option<u32> {
-        let (container, process) = lock(&self.by_pid).remove(&exited.pid)?;
-        let status = exited.status as u32;
-        let is_init = lock(&container.life).init.as_ref().is_some_and(|i| Arc::ptr_eq(i, &process));
-        if is_init {
-            self.init_ended(&container, status);
+        if self.work.agent_ended(exited) || self.work.postpones(exited) {
+            return None;
         }
-        log::debug!("process {} of {:?} ended with status {status:#x}", exited.pid, container.cid);
-        process.end(status);
-        (is_init && container.root).then_some(status)
+        self.settle(exited)
     }
 
-    fn init_ended(&self, container: &Container, status: u32) {
-        let was_started = {
+    /// Becomes readable when the sandbox is to end although [`Loader::process_ended`] did not say so; then
+    /// [`Loader::ended`] tells how.
+    pub fn late_end(&self) -> BorrowedFd<'_> {
+        self.work.late_end()
+    }
+
+    /// Raw wait status with which the sandbox is to end, once [`Loader::late_end`] is readable.
+    pub fn ended(&self) -> Option<u32> {
+        self.work.ended()
+    }
+
+    /// What follows from a process' end.
+    fn settle(&self, exited: Exited) -> Option<u32> {
+        let (container, process) = lock(&self.by_pid).remove(&exited.pid)?;
+        let is_init = lock(&container.life).init.as_ref().is_some_and(|i| Arc::ptr_eq(i, &process));
+        let status = match exited.status as u32 {
+            // It was killed because it lives on in an image.
+            _ if is_init && lock(&container.life).reason == checkpoint::CHECKPOINTED => 0,
+            status => status,
+        };
+        let ends = is_init && self.init_ended(&container, status);
+        log::debug!("process {} of {:?} ended with status {status:#x}", exited.pid, container.cid);
+        process.end(status);
+        (ends && container.root).then_some(status)
+    }
+
+    /// Takes note of the end of a container's init. False for one that could not be restored: its sandbox stays, to tell
+    /// of it.
+    fn init_ended(&self, container: &Container, status: u32) -> bool {
+        let (was_started, failed) = {
             let mut life = lock(&container.life);
-            let was_started = life.state == State::Started;
-            life.state = State::Stopped;
+            let (was_started, failed) = (life.state.runs(), life.state == State::RestoreFailed);
+            if !failed {
+                life.state = State::Stopped;
+            }
             life.channel = None;
             life.times.finished = Some(std::time::SystemTime::now());
             if life.reason.is_empty() {
                 life.reason = end_reason(container, status);
             }
-            was_started
+            (was_started, failed)
         };
         if !container.own_pid_namespace.get().copied().unwrap_or(true) {
             // With a pid namespace of its own the kernel has done that already.
@@ -195,6 +227,7 @@ impl Loader {
         if was_started {
             self.publish(&Event::Exited { cid: container.cid.clone(), status });
         }
+        !failed
     }
 }
 

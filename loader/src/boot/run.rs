@@ -101,7 +101,7 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
         spawner: start.spawner,
         self_exe,
         shared_mounts,
-    }));
+    })?);
     let signals = SignalFd::with_flags(&forwarded_signals(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     backtrace::enable();
     drop_privileges()?;
@@ -236,6 +236,7 @@ fn watch(
         let mut fds = vec![
             PollFd::new(exits.as_fd(), PollFlags::POLLIN),
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(loader.late_end(), PollFlags::POLLIN),
         ];
         fds.extend(listener.map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)));
         match poll(&mut fds, PollTimeout::NONE) {
@@ -256,7 +257,12 @@ fn watch(
                 forward(loader, info.ssi_signo as i32);
             }
         }
-        if ready.get(2) == Some(&true)
+        if ready[2]
+            && let Some(status) = loader.ended()
+        {
+            return Ok(status);
+        }
+        if ready.get(3) == Some(&true)
             && let Some(listener) = listener
             && let Err(e) = server.accept(listener)
         {

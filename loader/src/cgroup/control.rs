@@ -124,6 +124,14 @@ pub fn freeze(dir: BorrowedFd<'_>, v2: bool, on: bool) -> Result<()> {
     Ok(())
 }
 
+/// Asks for a freeze without waiting for it: for processes that a tracer holds, which stop when it lets go of them.
+///
+/// # Errors
+/// As writing control files.
+pub(super) fn start_freezing(dir: BorrowedFd<'_>, v2: bool) -> Result<()> {
+    if v2 { set(&Dir(dir), "cgroup.freeze", 1) } else { set(&Dir(dir), "freezer.state", "FROZEN") }
+}
+
 fn thaw(dir: BorrowedFd<'_>, v2: bool) -> Result<()> {
     if v2 { set(&Dir(dir), "cgroup.freeze", 0) } else { set(&Dir(dir), "freezer.state", "THAWED") }
 }

@@ -176,6 +176,15 @@ impl Cgroup {
         control::freeze(self.leaf(), self.leaf_is_v2(), on)
     }
 
+    /// Asks for the container's processes to be frozen and does not wait for it: for those that a tracer holds, which stop
+    /// when it lets go of them. [`Self::freeze`] waits.
+    ///
+    /// # Errors
+    /// As writing control files.
+    pub fn start_freezing(&self) -> Result<()> {
+        control::start_freezing(self.leaf(), self.leaf_is_v2())
+    }
+
     /// Whether the container's processes are frozen.
     ///
     /// # Errors

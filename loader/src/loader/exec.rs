@@ -53,13 +53,14 @@ impl Loader {
     /// `container "X" not found` / `has stopped`; the process' own failure, in the words of
     /// [`crate::init::identity::Program::resolve`].
     pub fn exec(&self, cid: &str, request: ExecRequest) -> Result<Executed> {
+        self.work.wait_open();
         let container = self.container(cid)?;
         let (state, init) = {
             let life = lock(&container.life);
             (life.state, life.init.clone())
         };
         let init = match (state, init) {
-            (State::Created | State::Started, Some(init)) => init,
+            (state, Some(init)) if state == State::Created || state.runs() => init,
             (State::Stopped, _) => {
                 return Err(Error::invalid_state(format!("container {cid:?} has stopped")));
             }

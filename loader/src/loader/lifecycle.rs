@@ -87,6 +87,7 @@ impl Loader {
             let _ = container.cgroup.set(cgroup);
         }
         let _ = container.spec.set(spec);
+        let _ = container.spec_text.set(spec_text.clone());
         let (placement_pid, own) = self.pid_namespace(container)?;
         let _ = container.own_pid_namespace.set(own);
         let _ = container.namespaces.set(own_namespaces(container, &parts));

@@ -55,7 +55,9 @@ impl Loader {
     /// When it is not running, or already as wanted.
     pub fn pause_container(&self, cid: &str, on: bool) -> Result<()> {
         let container = self.container(cid)?;
-        if !matches!(container.state(), State::Started | State::Created) {
+        // Held while a checkpoint makes the containers stand still.
+        let mut pauses = lock(&self.pauses);
+        if !can_freeze(&container) {
             return Err(Error::invalid_state("container not running".to_owned()));
         }
         let frozen = self.is_paused(&container);
@@ -67,7 +69,7 @@ impl Loader {
         }
         freeze(&container, on)?;
         if !on && container.root {
-            *lock(&self.pauses) = 0;
+            *pauses = 0;
         }
         Ok(())
     }
@@ -79,8 +81,13 @@ impl Loader {
     }
 }
 
+/// One that is being restored must not stop in the middle of it.
+fn can_freeze(container: &Container) -> bool {
+    container.state() == State::Created || container.state().runs()
+}
+
 fn freeze(container: &Container, on: bool) -> Result<()> {
-    if !matches!(container.state(), State::Started | State::Created) {
+    if !can_freeze(container) {
         return Ok(());
     }
     container.cgroup()?.freeze(on).map_err(|e| {

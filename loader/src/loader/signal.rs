@@ -73,7 +73,10 @@ impl Loader {
     /// # Errors
     /// As [`Loader::signal`].
     pub fn forward(&self, cid: &str, pid: i32, signo: i32) -> Result<()> {
-        let waits = matches!(self.container(cid)?.state(), State::Creating | State::Created);
+        let waits = matches!(
+            self.container(cid)?.state(),
+            State::Creating | State::Created | State::RestoringUnstarted
+        );
         let signo = match signo {
             // An init that waits for its start has no handlers, and PID 1 of a namespace ignores what it does not handle.
             libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP if waits && pid == 0 => libc::SIGKILL,
@@ -86,7 +89,7 @@ impl Loader {
         let container = self.container(cid)?;
         if pid == 0 {
             return match (container.state(), container.init()) {
-                (State::Created | State::Started, Some(init)) => {
+                (state, Some(init)) if state.lives() => {
                     init.signal(signo)?;
                     if signo == libc::SIGKILL && self.is_paused(&container) {
                         // In a frozen cgroup of v1 it would die only when it is resumed; runc does so, too.
@@ -185,7 +188,7 @@ impl Loader {
     fn signal_all(&self, cid: &str, signo: i32) -> Result<()> {
         let container = self.container(cid)?;
         match container.state() {
-            State::Created | State::Started => {}
+            state if state.lives() => {}
             State::Stopped => return Err(Error::invalid_state(format!("container {cid:?} has stopped"))),
             _ => return Err(Error::invalid_state(format!("container {cid:?} not started"))),
         }
