@@ -54,6 +54,7 @@ impl Header {
         self.sealed = key.is_some();
         let flags = if self.sealed { SEALED } else { 0 };
         self.checksum = self.sum(flags, metadata, directory);
+        self.seal = Digest::default();
         if let Some(key) = key {
             self.seal = Digest::sealed(key, &self.encode(flags)[..SEALED_PART]);
         }

@@ -31,6 +31,7 @@ mod sums;
 mod verify;
 mod writer;
 
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 
 pub use compress::{CHUNK_MAX, Compression};

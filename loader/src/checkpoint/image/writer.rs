@@ -37,6 +37,8 @@ pub struct Writer {
     sections: Vec<Section>,
     /// Where the next section begins.
     at: u64,
+    /// Up to where something was written.
+    written: u64,
     /// A raw section that was begun: name and beginning.
     raw: Option<(String, u64)>,
     sums: Option<SumKind>,
@@ -74,6 +76,7 @@ impl Writer {
             generation,
             sections: Vec::new(),
             at: header::LEN,
+            written: header::LEN,
             raw: None,
             sums: None,
             failed: false,
@@ -162,6 +165,7 @@ impl Writer {
             self.raw.take().ok_or_else(|| ImageError::Misuse("no raw section was begun".to_owned()))?;
         let end = offset.checked_add(len);
         self.at = end.ok_or_else(|| ImageError::Misuse(format!("section {tag:?} is too long")))?;
+        self.written = self.at;
         // The bytes up to here are the section's, whether they were written or not.
         self.file.set_len(self.at).map_err(ImageError::io(format!("end section {tag:?}")))?;
         self.sections.push(Section { tag, offset, stored: len, len, form: Form::Raw });
@@ -189,6 +193,7 @@ impl Writer {
         {
             return Err(ImageError::Misuse("a sealed image needs BLAKE3 checksums of its pages".to_owned()));
         }
+        self.trim()?;
         metadata.format = format!("{}.{}", super::FORMAT_MAJOR, super::FORMAT_MINOR);
         metadata.generation = self.generation;
         let (text, directory) = (metadata.encode()?, directory::encode(&self.sections));
@@ -226,6 +231,15 @@ impl Writer {
         }
         if self.sections.len() >= SECTIONS_MAX || self.sections.iter().any(|section| section.tag == tag) {
             return Err(ImageError::Misuse(format!("section {tag:?} exists, or there are too many")));
+        }
+        self.trim()
+    }
+
+    /// Takes away what a section wrote that was given up.
+    fn trim(&mut self) -> Result<()> {
+        if self.written > self.at {
+            self.file.set_len(self.at).map_err(ImageError::io("shorten the statefile"))?;
+            self.written = self.at;
         }
         Ok(())
     }
@@ -331,6 +345,7 @@ impl SectionWriter<'_> {
             self.writer.write_at(bytes, self.at)?;
             self.chunks.push(Chunk { stored: bytes.len() as u32, compressed: packed.is_some(), digest });
             self.at += bytes.len() as u64;
+            self.writer.written = self.at;
             self.len += piece.len() as u64;
         }
         Ok(())

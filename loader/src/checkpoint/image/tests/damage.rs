@@ -1,0 +1,197 @@
+//! Accidents and strangers: each is noticed, and named.
+use super::*;
+
+#[test]
+fn every_changed_byte_is_noticed() {
+    for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
+        for key in [None, Some(KEY)] {
+            let good = seed(compression, key);
+            read_all(&good, key).unwrap();
+            for at in 0..good.len() {
+                let mut bad = good.clone();
+                bad[at] ^= [1, 0x80, 0xff][at % 3];
+                assert!(read_all(&bad, key).is_err(), "{compression:?}, byte {at} of {}", good.len());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_truncation_is_noticed() {
+    let good = seed(Compression::None, None);
+    for len in 0..good.len() {
+        let error = text(open_bytes(&good[..len], None));
+        if len == 0 {
+            assert_eq!(error, "statefile cannot be empty");
+        } else {
+            let want = if len < 160 { 160 } else { good.len() };
+            assert_eq!(error, format!("the statefile is truncated: {len} of {want} bytes are there"));
+        }
+    }
+    let longer = [&good[..], b"x"].concat();
+    assert!(text(open_bytes(&longer, None)).starts_with("the statefile has 1 bytes after its end"));
+    let twice = good.repeat(2);
+    assert!(text(open_bytes(&twice, None)).contains(&format!("has {} bytes after", good.len())));
+}
+
+#[test]
+fn swapped_and_overwritten_parts_are_noticed() {
+    let good = seed(Compression::None, None);
+    for (from, to, len) in [(160, 300, 100), (0, 160, 64), (good.len() - 64, 170, 64), (4096, 160, 64)] {
+        let mut bad = good.clone();
+        bad.copy_within(from..from + len, to);
+        assert_ne!(bad, good);
+        assert!(read_all(&bad, None).is_err(), "{from} to {to}");
+    }
+    // Two images of the same content are two images: their parts do not mix.
+    let other = seed(Compression::None, None);
+    assert_eq!(good.len(), other.len());
+    let mixed = [&good[..160], &other[160..]].concat();
+    assert!(text(read_all(&mixed, None)).contains("damaged"));
+}
+
+#[test]
+fn keys_have_to_fit() {
+    let (sealed, open_image) = (seed(Compression::None, Some(KEY)), seed(Compression::None, None));
+    assert_eq!(open_bytes(&sealed, Some(KEY)).unwrap().trust(), Trust::Sealed);
+    assert_eq!(open_bytes(&open_image, None).unwrap().trust(), Trust::Unsealed);
+    assert!(matches!(open_bytes(&sealed, Some(b"another key")), Err(ImageError::WrongKey)));
+    assert!(matches!(open_bytes(&sealed, Some(b"")), Err(ImageError::WrongKey)));
+    assert!(matches!(open_bytes(&sealed, None), Err(ImageError::MissingKey)));
+    assert!(matches!(open_bytes(&open_image, Some(KEY)), Err(ImageError::UnexpectedKey)));
+    // Looking needs no key, and says so.
+    let look = Reader::inspect(file(&sealed), None).unwrap();
+    assert_eq!((look.trust(), look.metadata().airlock_version.as_str()), (Trust::Unchecked, "1.2.3"));
+    assert!(look.verify(None, &|_| {}).iter().any(|finding| finding.how.contains("no key")));
+}
+
+#[test]
+fn who_forges_needs_the_key() {
+    let sealed = seed(Compression::None, Some(KEY));
+    let at = sealed.windows(7).position(|bytes| bytes == b"content").unwrap();
+    let mut forged = sealed.clone();
+    forged[at] = b'C';
+    // Damage is named as such; checksums put right without the key are not enough.
+    assert!(text(open_bytes(&forged, Some(KEY))).contains("do not match their checksum"));
+    let repaired = fuzzing::repair(&forged).unwrap();
+    open_bytes(&repaired, None).unwrap();
+    assert!(matches!(open_bytes(&repaired, Some(KEY)), Err(ImageError::UnexpectedKey)));
+    let mut resealed = repaired.clone();
+    resealed[12..16].copy_from_slice(&sealed[12..16]);
+    resealed[128..160].copy_from_slice(&sealed[128..160]);
+    assert!(open_bytes(&resealed, Some(KEY)).is_err());
+}
+
+#[test]
+fn a_sealed_image_needs_strong_sums_of_its_pages() {
+    let metadata = || {
+        let mut metadata = Metadata::default();
+        metadata.pages.location = PagesIn::Files;
+        metadata
+    };
+    let weak = PageSums::new(SumKind::Xxh3, 4096, 0, Vec::new()).unwrap();
+    let strong = PageSums::new(SumKind::Blake3, 4096, 0, Vec::new()).unwrap();
+    for (key, sums, good) in [
+        (None, None, true),
+        (None, Some(&weak), true),
+        (Some(KEY), None, false),
+        (Some(KEY), Some(&weak), false),
+    ] {
+        let (_file, mut writer) = create(key, Compression::None);
+        if let Some(sums) = sums {
+            writer.put_sums(sums).unwrap();
+        }
+        assert_eq!(writer.finish(metadata()).is_ok(), good);
+    }
+    let (image, mut writer) = create(Some(KEY), Compression::None);
+    writer.put_sums(&strong).unwrap();
+    writer.finish(metadata()).unwrap();
+    assert_eq!(open(&image, Some(KEY)).unwrap().page_sums().unwrap(), Some(strong));
+}
+
+#[test]
+fn files_beside_the_statefile_are_checked() {
+    let (index, pages) = (b"index".to_vec(), vec![5; 10_000]);
+    let image = |sums: bool| {
+        let (image, mut writer) = create(None, Compression::None);
+        if sums {
+            writer
+                .put_sums(&PageSums::compute(&file(&pages), 0, 10_000, SumKind::Xxh3, 4096).unwrap())
+                .unwrap();
+        }
+        let mut metadata = Metadata::default();
+        metadata.pages.location = PagesIn::Files;
+        metadata.pages.index = Some(FileIdentity::of_bytes(&index));
+        metadata.pages.size = 10_000;
+        writer.finish(metadata).unwrap();
+        image
+    };
+    let wrong = |image: &File, index: &[u8], pages: &[u8]| -> Vec<String> {
+        let files = PagesFiles { index: file(index), data: file(pages) };
+        let findings = open(image, None).unwrap().verify(Some(&files), &|_| {});
+        findings.into_iter().filter(|finding| finding.error.is_some()).map(|finding| finding.part).collect()
+    };
+    let with = image(true);
+    assert_eq!(wrong(&with, &index, &pages), Vec::<String>::new());
+    assert_eq!(wrong(&with, b"Index", &pages), ["page index"]);
+    let mut bad = pages.clone();
+    bad[9_999] = 0;
+    assert_eq!(wrong(&with, &index, &bad), ["page data"]);
+    assert_eq!(wrong(&with, b"", &bad[..9_999]), ["page index", "page data"]);
+    // Without checksums it cannot be known, which is said.
+    let without = image(false);
+    let findings = open(&without, None).unwrap().verify(None, &|_| {});
+    assert!(findings.iter().any(|finding| finding.how.contains("not there")), "{findings:?}");
+    let files = PagesFiles { index: file(&index), data: file(&bad) };
+    let findings = open(&without, None).unwrap().verify(Some(&files), &|_| {});
+    assert!(findings.iter().any(|finding| finding.how.contains("no checksums")), "{findings:?}");
+    let identity = FileIdentity::of(&file(&index), "the index").unwrap();
+    identity.check(&index, "the index").unwrap();
+    assert!(text(identity.check(b"inde", "the index")).contains("the index has 4 bytes instead of 5"));
+    assert!(text(identity.check(b"indeX", "the index")).contains("the index is not the one"));
+}
+
+#[test]
+fn strangers_are_named() {
+    let cases: [(&[u8], &str); 12] = [
+        (b"gVisorSF\0\0\0\0\0\0\0\x02{}", "statefile of gVisor"),
+        (&[0x19, 0x43, 0x56, 0x54, 0x16, 0x31, 0x31, 0x58], "image of CRIU"),
+        (&[0x40, 0x59, 0x10, 0x55], "image of CRIU"),
+        (&[0x16, 0x31, 0x31, 0x58, 0, 0, 0, 0], "image of CRIU"),
+        (&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0], "gzip"),
+        (&[0x28, 0xb5, 0x2f, 0xfd, 0, 0, 0, 0], "zstd"),
+        (b"airlockP", "checkpoint.img is the statefile"),
+        (b"\x7fELF\x02\x01\x01\0", "a program"),
+        (&[0; 300], "begins with zeros"),
+        (b"{\"containers\":[]}", "does not begin as one"),
+        (b"x", "does not begin as one"),
+        (b"\n", "does not begin as one"),
+    ];
+    for (bytes, words) in cases {
+        let error = text(open_bytes(bytes, None));
+        assert!(
+            error.starts_with("not a statefile of airlock: ") && error.contains(words),
+            "{bytes:?}: {error}"
+        );
+    }
+    let mut future = seed(Compression::None, None);
+    future[8] = 2;
+    future[10] = 7;
+    let error = text(open_bytes(&future, None));
+    assert!(error.contains("format 2.7") && error.contains("reads format 1:"), "{error}");
+    future[8] = 0;
+    assert!(text(open_bytes(&future, None)).contains("there is no format 0.7"));
+}
+
+#[test]
+fn errors_have_kinds_for_programs() {
+    use airlock_wire::error::{Error, Kind};
+    let kind = |e: ImageError| Error::from(e).kind;
+    assert_eq!(kind(ImageError::Empty), Kind::InvalidArgument);
+    assert_eq!(kind(ImageError::WrongKey), Kind::Permission);
+    assert_eq!(kind(ImageError::FutureFormat { major: 2, minor: 0 }), Kind::Unsupported);
+    let full = std::io::Error::from_raw_os_error(libc::ENOSPC);
+    let error = ImageError::Io { what: "write".to_owned(), source: full };
+    assert!(error.to_string().contains("No space left"));
+    assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::StorageFull);
+}
