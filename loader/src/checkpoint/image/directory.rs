@@ -29,7 +29,7 @@ pub enum Form {
         /// The chunks.
         chunks: Vec<Chunk>,
     },
-    /// As it is, aligned to pages, without checksums here: those of page data are in [`super::PageSums`].
+    /// As it is, aligned to pages, without checksums here: those of page data are in the page index.
     Raw,
 }
 

@@ -7,9 +7,7 @@
 
 use super::directory::{self, Form};
 use super::header::Header;
-use super::{
-    Compression, Digest, Metadata, PageSums, Reader, SECTION_STATE, SumKind, Writer, WriterOptions, header,
-};
+use super::{Compression, Digest, Metadata, Reader, SECTION_STATE, Writer, WriterOptions, header};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -42,9 +40,7 @@ pub fn seed(compression: Compression, key: Option<&[u8]>) -> Vec<u8> {
         .unwrap();
     writer.put(&super::fs_section(0), &b"content ".repeat(50)).unwrap();
     writer.put("empty", b"").unwrap();
-    let kind = SumKind::for_key(key.is_some());
     let pages = [7; 100];
-    writer.put_sums(&PageSums::new(kind, 4096, 100, vec![kind.sum(&pages)]).unwrap()).unwrap();
     let offset = writer.raw(super::SECTION_PAGES).unwrap();
     writer.file().write_all_at(&pages, offset).unwrap();
     writer.end_raw(pages.len() as u64).unwrap();
@@ -53,6 +49,7 @@ pub fn seed(compression: Compression, key: Option<&[u8]>) -> Vec<u8> {
     metadata.container_specs.insert("c".to_owned(), super::SpecText(r#"{"ociVersion":"1.0.0"}"#.to_owned()));
     metadata.pages.location = super::PagesIn::Statefile;
     metadata.pages.size = pages.len() as u64;
+    metadata.pages.sums = super::Sums::Blake3;
     writer.finish(metadata).unwrap();
     content(&file)
 }
@@ -64,13 +61,6 @@ pub fn statefile(data: &[u8]) {
     read(data, Some(b"key"));
     if let Some(repaired) = repair(data) {
         read(&repaired, None);
-    }
-    if let Ok(sums) = PageSums::decode(data) {
-        assert_eq!(sums.encode(), data);
-        for index in [0, 1, u64::MAX] {
-            let (start, len) = sums.range(index);
-            assert!(len == 0 || start + len as u64 <= sums.covers());
-        }
     }
 }
 

@@ -3,7 +3,6 @@
 
 use super::compress::Compression;
 use super::digest::{Digest, Generation};
-use super::sums::SumKind;
 use super::{ImageError, Result};
 use crate::checkpoint::state::{Clocks, Machine};
 use serde::{Deserialize, Serialize};
@@ -87,8 +86,21 @@ pub struct PagesInfo {
     pub index: Option<FileIdentity>,
     /// Size of the page data, bytes, wherever it is.
     pub size: u64,
-    /// Checksums of the page data, if there are any: section `page-sums`.
-    pub sums: Option<SumKind>,
+    /// Checksums of the page data, which are in the page index.
+    pub sums: Sums,
+}
+
+/// What the checksums of page data are good for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sums {
+    /// There are none.
+    #[default]
+    None,
+    /// XXH3: accidents are noticed.
+    Xxh3,
+    /// BLAKE3: intent is noticed too, if the statefile is sealed.
+    Blake3,
 }
 
 /// By which a file is known to be the right one.

@@ -27,7 +27,6 @@ mod metadata;
 mod parallel;
 mod reader;
 mod stream;
-mod sums;
 mod verify;
 mod writer;
 
@@ -39,11 +38,10 @@ pub use digest::{Digest, Generation};
 pub use directory::{Chunk, Form, Section};
 pub use error::{ImageError, Result};
 pub use header::{FORMAT_MAJOR, FORMAT_MINOR, MAGIC};
-pub use metadata::{ContainerName, FileIdentity, Metadata, PagesIn, PagesInfo, Parent, SpecText};
+pub use metadata::{ContainerName, FileIdentity, Metadata, PagesIn, PagesInfo, Parent, SpecText, Sums};
 pub use reader::{Reader, Trust};
 pub use stream::SectionReader;
-pub use sums::{PageSums, SUMS_CHUNK, Sum, SumKind};
-pub use verify::{Finding, PagesFiles};
+pub use verify::Finding;
 pub use writer::{Finished, SectionWriter, Writer, WriterOptions};
 
 /// Name of the statefile in an image directory, as runsc names it.
@@ -59,8 +57,6 @@ pub const SECTION_STATE: &str = "state";
 pub const SECTION_PAGES_INDEX: &str = "pages-index";
 /// Raw section with page data, when pages are not in files of their own. Begins on a page boundary of the file.
 pub const SECTION_PAGES: &str = "pages";
-/// Section with the [`PageSums`] of the page data, wherever that is.
-pub const SECTION_PAGE_SUMS: &str = "page-sums";
 
 /// Name of the section with the content of the `n`-th filesystem.
 pub fn fs_section(n: u32) -> String {

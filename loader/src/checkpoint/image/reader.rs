@@ -23,16 +23,16 @@ pub enum Trust {
 /// An open statefile whose frame was checked. Reads by offset only: the descriptor's position is neither used nor moved.
 #[derive(Debug)]
 pub struct Reader {
-    pub(super) file: File,
+    file: File,
     header: Header,
     metadata: Metadata,
-    pub(super) sections: Vec<Section>,
+    sections: Vec<Section>,
     trust: Trust,
 }
 
 impl Reader {
     /// Opens an image to restore it. With a key the seal is checked before metadata or directory are looked at, and then
-    /// every section but page data (whose checksums the section `page-sums` has: [`super::PageSums`]).
+    /// every section but page data, whose checksums are in the page index.
     ///
     /// # Errors
     /// Not a statefile, incomplete, truncated, damaged (see [`ImageError`]); sealed and no key, or a key and not sealed.

@@ -5,9 +5,8 @@ use super::compress::Compression;
 use super::digest::{Digest, Generation};
 use super::directory::{self, Chunk, Form, RAW_ALIGN, SECTIONS_MAX, Section};
 use super::header::{self, Header};
-use super::metadata::{Metadata, PagesIn};
-use super::sums::{PageSums, SumKind};
-use super::{ImageError, Result, SECTION_PAGE_SUMS, input, parallel};
+use super::metadata::{Metadata, PagesIn, Sums};
+use super::{ImageError, Result, input, parallel};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -41,7 +40,6 @@ pub struct Writer {
     written: u64,
     /// A raw section that was begun: name and beginning.
     raw: Option<(String, u64)>,
-    sums: Option<SumKind>,
     failed: bool,
 }
 
@@ -78,7 +76,6 @@ impl Writer {
             at: header::LEN,
             written: header::LEN,
             raw: None,
-            sums: None,
             failed: false,
         };
         writer.write_at(&Header::incomplete(generation), 0)?;
@@ -95,9 +92,6 @@ impl Writer {
     /// # Errors
     /// A name that is none or was used; I/O.
     pub fn put(&mut self, tag: &str, content: &[u8]) -> Result<()> {
-        if tag == SECTION_PAGE_SUMS {
-            self.sums = Some(PageSums::decode(content)?.kind());
-        }
         let mut section = self.section(tag)?;
         section.add(content)?;
         section.finish()
@@ -111,14 +105,6 @@ impl Writer {
         let text = serde_json::to_vec(value)
             .map_err(|e| ImageError::Misuse(format!("section {tag:?} cannot be written as JSON: {e}")))?;
         self.put(tag, &text)
-    }
-
-    /// Writes the checksums of the page data.
-    ///
-    /// # Errors
-    /// See [`Self::put`].
-    pub fn put_sums(&mut self, sums: &PageSums) -> Result<()> {
-        self.put(SECTION_PAGE_SUMS, &sums.encode())
     }
 
     /// Begins a section whose length need not be known. Nothing is kept of it unless [`SectionWriter::finish`] is called.
@@ -189,7 +175,7 @@ impl Writer {
         }
         if self.options.key.is_some()
             && metadata.pages.location != PagesIn::Nowhere
-            && self.sums != Some(SumKind::Blake3)
+            && metadata.pages.sums != Sums::Blake3
         {
             return Err(ImageError::Misuse("a sealed image needs BLAKE3 checksums of its pages".to_owned()));
         }
