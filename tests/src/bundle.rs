@@ -23,7 +23,7 @@ impl Bundle {
         }
         let busybox = crate::which("busybox")
             .expect("busybox is installed: the test should have said need!(\"busybox\")");
-        std::fs::copy(&busybox, rootfs.join("bin/busybox")).unwrap();
+        copy_program(&busybox, &rootfs.join("bin/busybox"));
         for applet in APPLETS {
             symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
         }
@@ -61,6 +61,21 @@ impl Bundle {
     pub fn rootfs(&self) -> PathBuf {
         self.path().join("rootfs")
     }
+}
+
+/// Copies a program, by way of another process: what this one has open for writing is inherited for a moment by whatever
+/// other tests start at the same time, and cannot be executed that long (ETXTBSY).
+pub fn copy_program(from: &Path, to: &Path) {
+    let copied = std::process::Command::new("cp").arg("--").args([from, to]).status().unwrap();
+    assert!(copied.success(), "cp {} {}", from.display(), to.display());
+}
+
+/// Makes an executable file of `text`; see [`copy_program`].
+pub fn write_program(path: &Path, text: &str) {
+    let source = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(source.path(), text).unwrap();
+    copy_program(source.path(), path);
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 const APPLETS: &[&str] = &[

@@ -16,7 +16,7 @@ pub mod revive;
 pub mod urpc;
 pub mod wait;
 
-pub use bundle::Bundle;
+pub use bundle::{Bundle, copy_program, write_program};
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -6,7 +6,7 @@ mod inside;
 #[path = "hostile/races.rs"]
 mod races;
 
-use airlock_tests::{Bundle, State, airlock, leaks, need, unique, wait};
+use airlock_tests::{Bundle, State, airlock, leaks, need, skip, unique, wait};
 use serde_json::json;
 use std::fs::OpenOptions;
 use std::os::unix::fs::{PermissionsExt, symlink};

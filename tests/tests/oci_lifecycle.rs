@@ -198,12 +198,7 @@ fn a_program_that_cannot_be_executed_is_told_by_create_or_start() {
     assert_eq!(state.ok(["list", "-q"]), "");
     // What only execve(2) finds out.
     let broken = Bundle::new(&["/bin/broken"]);
-    std::fs::write(broken.rootfs().join("bin/broken"), "no program\n").unwrap();
-    std::fs::set_permissions(
-        broken.rootfs().join("bin/broken"),
-        std::os::unix::fs::PermissionsExt::from_mode(0o755),
-    )
-    .unwrap();
+    airlock_tests::write_program(&broken.rootfs().join("bin/broken"), "no program\n");
     state.detached(&["create", "--bundle", broken.text(), &id]);
     let told = state.fails(["start", &id]);
     assert!(told.contains("exec format error"), "{told}");

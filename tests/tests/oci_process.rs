@@ -273,7 +273,7 @@ fn no_new_privileges() {
         });
         let dir = bundle.rootfs().join("bin/suid");
         std::fs::create_dir(&dir).unwrap();
-        std::fs::copy(bundle.rootfs().join("bin/busybox"), dir.join("cat")).unwrap();
+        airlock_tests::copy_program(&bundle.rootfs().join("bin/busybox"), &dir.join("cat"));
         std::fs::set_permissions(dir.join("cat"), std::fs::Permissions::from_mode(0o4755)).unwrap();
         let ran = run_in(&State::new(), &bundle);
         assert_eq!(ran.code, Some(0), "{}", ran.stderr);

@@ -463,8 +463,7 @@ fn a_pod_shares_a_sandbox() {
     let podman = Podman::new();
     // podman's own pause image needs catatonit; any image will do.
     let rootfs = podman.rootfs();
-    std::fs::write(rootfs.join("pause"), "#!/bin/sh\nexec sleep 1002\n").unwrap();
-    std::fs::set_permissions(rootfs.join("pause"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    airlock_tests::write_program(&rootfs.join("pause"), "#!/bin/sh\nexec sleep 1002\n");
     let image = podman.path("pause.tar");
     let tar =
         std::process::Command::new("tar").arg("-C").arg(&rootfs).arg("-cf").arg(&image).arg(".").status();

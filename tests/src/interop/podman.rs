@@ -1,8 +1,6 @@
 //! podman with airlock as its runtime, all of its state in a private folder.
 use super::{Ended, finish, finish_with_input, on_terminal, quiet};
 use crate::{Bundle, airlock, leaks, wait};
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -24,8 +22,7 @@ impl Podman {
         // Not by --runtime-flag: what podman has conmon run at the end would not know it.
         let state = dir.path().join("airlock");
         let runtime = format!("#!/bin/sh\nexec {} --root {} \"$@\"\n", airlock().display(), state.display());
-        std::fs::write(dir.path().join("runtime"), runtime).unwrap();
-        std::fs::set_permissions(dir.path().join("runtime"), Permissions::from_mode(0o755)).unwrap();
+        crate::write_program(&dir.path().join("runtime"), &runtime);
         Self { dir, rootfs: Bundle::new(&["true"]) }
     }
 

@@ -189,8 +189,7 @@ fn a_program_that_is_none_fails_at_the_start() {
     need!("busybox");
     let bundle = Bundle::new(&["/bin/garbage"]);
     let garbage = bundle.rootfs().join("bin/garbage");
-    std::fs::write(&garbage, b"\x7fELF is all that is right here").unwrap();
-    std::fs::set_permissions(&garbage, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    airlock_tests::write_program(&garbage, "\x7fELF is all that is right here");
     let state = State::new();
     let id = unique("malformed");
     let text = one_line(&attempt(&state, ["run", "--bundle", bundle.text(), &id]));

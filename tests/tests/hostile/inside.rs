@@ -64,8 +64,7 @@ fn a_script_that_names_the_runtime_as_its_interpreter_gains_nothing() {
     let before = std::fs::read(airlock()).unwrap();
     let bundle = Bundle::new(&["/bin/script"]);
     let script = bundle.rootfs().join("bin/script");
-    std::fs::write(&script, "#!/proc/self/exe\n").unwrap();
-    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+    airlock_tests::write_program(&script, "#!/proc/self/exe\n");
     let (state, id) = (State::new(), unique("script"));
     let out = state.run(["run", "--bundle", bundle.text(), &id]);
     assert!(!out.status.success(), "{out:?}");
@@ -90,13 +89,13 @@ fn what_a_joining_process_has_cannot_be_looked_at() {
     state.detached(&["run", "--detach", "--bundle", bundle.text(), &id]);
     let tmp = bundle.rootfs().join("tmp");
     let met = || std::fs::read_to_string(tmp.join("met")).unwrap_or_default().lines().count();
-    for _ in 0..1000 {
-        state.ok(["exec", &id, "/bin/true"]);
-        if met() >= 3 {
-            break;
-        }
+    if std::thread::available_parallelism().is_ok_and(|n| n.get() == 1) {
+        skip!("needs two processors: what joins is never seen with one");
     }
-    assert!(met() >= 3, "the container never saw a joining process: nothing was tested");
+    wait::until("the container sees joining processes: nothing was tested yet", || {
+        state.ok(["exec", &id, "/bin/true"]);
+        (met() >= 3).then_some(())
+    });
     assert_eq!(std::fs::read_to_string(tmp.join("seen")).unwrap_or_default(), "");
 }
 
