@@ -104,9 +104,11 @@ fn container_cycles_leave_nothing() {
     let bundle = Bundle::new(&["/bin/sleep", "100000"]);
     let text = std::fs::read_to_string(bundle.path().join("config.json")).unwrap();
     let spec = serde_json::from_str(&text).unwrap();
+    // Other runs of these tests may be going on.
+    let prefix = unique("cycle");
     let cycle = |s: &mut Sandbox, i: usize| {
         let opened = airlock::gofer::open_all(bundle.path(), &spec, &Default::default()).unwrap();
-        let cid = format!("c{i}");
+        let cid = format!("{prefix}-{i}");
         let args = StartArgs {
             spec: SpecJson(Some(text.clone())),
             conf: SpecJson(Some("{}".into())),
@@ -127,7 +129,7 @@ fn container_cycles_leave_nothing() {
     sandbox.settled("descriptors and threads are as before", counts);
     let after = leaks::rss(sandbox.loader);
     assert!(after < rss + 1024, "resident memory went from {rss} to {after} KiB");
-    assert_eq!(leaks::cgroups("airlock-c1"), Vec::<String>::new());
+    assert_eq!(leaks::cgroups(&prefix), Vec::<String>::new());
 }
 
 #[test]
