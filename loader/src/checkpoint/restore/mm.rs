@@ -49,13 +49,21 @@ pub fn free_address<'a>(
     (widest >= len + 2 * GAP).then_some(best? & !0xfff)
 }
 
-/// Unmaps everything but the region, and puts the kernel's vdso where the program knows it.
+/// Unmaps everything but the region — for which the kernel must first forget the thread's restartable sequences, since it
+/// writes to their area whenever the thread goes on —, and puts the kernel's vdso where the program knows it.
 ///
 /// # Errors
 /// When the kernel refuses, or puts the vdso elsewhere.
 pub fn clear(task: &mut Tracee, region: &Region, mm: &MmState) -> Result<()> {
+    const RSEQ_FLAG_UNREGISTER: u64 = 1;
     let value = Arg::Value;
     let mut batch = Batch::new();
+    if let Some(rseq) = task.rseq_configuration()? {
+        batch.must(
+            libc::SYS_rseq,
+            [rseq.pointer.into(), rseq.size.into(), value(RSEQ_FLAG_UNREGISTER), rseq.signature.into()],
+        );
+    }
     let end = region.base + region.len;
     batch.must(libc::SYS_munmap, [value(0), value(region.base)]);
     batch.must(libc::SYS_munmap, [value(end), value(TASK_END - end)]);
@@ -339,33 +347,5 @@ fn set_layout(batch: &mut Batch, mm: &MmState, exe: Option<i32>) -> crate::check
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn vma(start: u64, end: u64) -> Vma {
-        Vma { start, end, prot: 1, ..Vma::default() }
-    }
-
-    #[test]
-    fn the_region_is_put_where_nobody_has_anything() {
-        let mm = MmState {
-            vmas: vec![vma(0x40_0000, 0x50_0000), vma(0x7fff_0000_0000, 0x7fff_0000_1000)],
-            ..MmState::default()
-        };
-        let taken = [(0x1000_0000_0000, 0x3000_0000_0000)];
-        let at = free_address([&mm].into_iter(), &taken, 0x10000).unwrap();
-        assert!((0x3000_0000_0000..0x7fff_0000_0000 - 0x10000).contains(&at), "{at:#x}");
-        let full = MmState { vmas: vec![vma(0x10000, TASK_END)], ..MmState::default() };
-        assert_eq!(free_address([&full].into_iter(), &[], 0x1000), None);
-    }
-
-    #[test]
-    fn only_ranges_with_pages_to_come_are_made_writable() {
-        let content = [(0x3000, 0x4000), (0x9000, 0xb000)];
-        assert_eq!(filling(&vma(0x1000, 0x3000), &content), 1);
-        assert_eq!(filling(&vma(0x3000, 0x5000), &content), 3);
-        assert_eq!(filling(&vma(0x4000, 0x9000), &content), 1);
-        assert_eq!(filling(&vma(0xa000, 0xc000), &content), 3);
-        assert_eq!(filling(&Vma { shared: true, ..vma(0x3000, 0x5000) }, &content), 1);
-    }
-}
+#[path = "mm_tests.rs"]
+mod tests;
