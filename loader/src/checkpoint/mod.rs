@@ -11,6 +11,7 @@ pub mod image;
 pub mod inet;
 pub mod inside;
 pub mod order;
+pub mod pages;
 pub mod remote;
 pub mod specs;
 pub mod state;
