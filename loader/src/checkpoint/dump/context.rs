@@ -1,6 +1,7 @@
 //! What the parts of a dump share.
 #![forbid(unsafe_code)]
 
+use super::status::Status;
 use crate::checkpoint::order::DumpOrder;
 use crate::checkpoint::remote::{Region, Tracee};
 use crate::checkpoint::state::{Id, Life, Refusal, SandboxState, ShmemState};
@@ -81,8 +82,21 @@ pub struct Proc {
     pub threads: Vec<Tracee>,
     /// Thread ids in its own pid namespace, by index of `threads`.
     pub ns_tids: Vec<i32>,
+    /// `/proc/<tid>/status` when it was stopped, by index of `threads`; a zombie has one too.
+    pub statuses: Vec<Status>,
     /// Where calls are injected, mapped by `task::collect`, unmapped by `task::release`.
     pub region: Option<Region>,
+    /// What its own calls told of its address space, by `task::collect`.
+    pub memory: MemoryFacts,
+}
+
+/// What only calls of a task itself tell of its address space.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryFacts {
+    /// PR_GET_MDWE.
+    pub mdwe: u64,
+    /// PR_GET_MEMORY_MERGE.
+    pub ksm: bool,
 }
 
 impl Proc {

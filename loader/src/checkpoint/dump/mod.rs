@@ -2,9 +2,18 @@
 #![forbid(unsafe_code)]
 
 pub mod context;
+pub mod creds;
 pub mod files;
 pub mod mm;
+pub mod namespaces;
+pub mod seccomp;
+pub mod signals;
 pub mod smaps;
+pub mod status;
+pub mod task;
+pub mod thread;
+pub mod timers;
+pub mod tree;
 use super::agent::Link;
 use super::order::DumpOrder;
 use crate::procfs::ProcFs;

@@ -24,9 +24,15 @@ pub struct ProcessState {
     pub exit_signal: i32,
     /// It was made with CLONE_PARENT_SETTID & co. irrelevant; true when it shares its parent's address space (vfork, CLONE_VM).
     pub shares_mm_with_parent: bool,
+    /// Shares its signal actions with its parent too (CLONE_SIGHAND).
+    pub shares_sighand_with_parent: bool,
     /// Address space; none for a zombie.
     pub mm: Option<Id>,
-    /// Threads, the leader first; a zombie has the leader alone, with nothing but its name.
+    /// The leader has ended while other threads live on; of it, `threads` has nothing but its name.
+    pub leader_gone: bool,
+    /// The parent has not heard of the stop yet (a wait with WUNTRACED would tell), if it is stopped.
+    pub stop_unreported: bool,
+    /// Threads, the leader first; a zombie has the leader alone, with nothing but its name and user.
     pub threads: Vec<ThreadState>,
     /// Actions of signals 1 to 64, in order.
     pub sigactions: Vec<SigAction>,
@@ -121,6 +127,12 @@ pub struct ThreadState {
     pub tsc: i32,
     /// MCE kill policy, I/O flusher and other prctl values that have a getter, by option number of the setter.
     pub prctls: Vec<(i32, u64)>,
+    /// Speculation controls that the thread has changed: (PR_SPEC_*, value as PR_SET_SPECULATION_CTRL takes it).
+    pub speculation: Vec<(u64, u64)>,
+    /// Syscall User Dispatch, if on: selector's address, start and length of the range that it lets through.
+    pub user_dispatch: Option<(u64, u64, u64)>,
+    /// It was in a call that waits for a time, and this much of it was left, nanoseconds.
+    pub wait_left_ns: Option<u64>,
 }
 
 /// rseq(2) registration.
