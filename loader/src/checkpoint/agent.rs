@@ -13,22 +13,24 @@ use airlock_wire::binary;
 use airlock_wire::error::{Error, Result};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
-use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 /// The agent's side of the channel to the loader.
 #[derive(Debug)]
 pub struct Link {
     channel: UnixStream,
-    last_progress: Cell<Option<Instant>>,
+    begun: Instant,
+    /// Milliseconds after `begun` of the last word about progress.
+    last_progress: AtomicU64,
 }
 
 impl Link {
     /// Wraps the channel.
     pub fn new(channel: UnixStream) -> Self {
-        Self { channel, last_progress: Cell::new(None) }
+        Self { channel, begun: Instant::now(), last_progress: AtomicU64::new(0) }
     }
 
     /// Tells the loader something. Blocks while the loader does not read.
@@ -46,12 +48,12 @@ impl Link {
 
     /// Tells how far it is, at most 20 times a second.
     pub fn progress(&self, phase: &str, pages: u64, total: u64) {
-        const PAUSE: Duration = Duration::from_millis(50);
-        let now = Instant::now();
-        if self.last_progress.get().is_some_and(|last| now - last < PAUSE) {
+        const PAUSE_MS: u64 = 50;
+        let now = self.begun.elapsed().as_millis() as u64;
+        if now - self.last_progress.load(Ordering::Relaxed).min(now) < PAUSE_MS {
             return;
         }
-        self.last_progress.set(Some(now));
+        self.last_progress.store(now, Ordering::Relaxed);
         let _ = self.send(&Event::Progress(Progress { phase: phase.to_owned(), pages, total }));
     }
 

@@ -52,6 +52,8 @@ pub struct Extent {
     pub huge: bool,
     /// Page size.
     pub page_size: u64,
+    /// A file, not zeros, shows where the mapping has no page of its own.
+    pub backed: bool,
     /// Pages of the file below belong to the content (the file will not be there).
     pub file_pages: bool,
 }

@@ -50,6 +50,7 @@ pub fn collect(ctx: &mut Context, index: usize, smaps: &str, brk: u64) -> Result
                 end: vma.end,
                 huge: raw.anon_huge > 0 || raw.has(b"hg"),
                 page_size: raw.page_size,
+                backed: !matches!(vma.kind, VmaKind::Anonymous),
                 file_pages: raw.deleted && matches!(vma.kind, VmaKind::Anonymous),
             });
         }

@@ -1,10 +1,14 @@
 //! Saving a sandbox: the order of the steps.
+//!
+//! Stop everything, find out everything, refuse whatever cannot be saved — all of it at once, with nothing disturbed —,
+//! then write. What a program may see of all this is the time that went by.
 #![forbid(unsafe_code)]
 
 pub mod context;
 pub mod creds;
 pub mod files;
 pub mod mm;
+pub mod net;
 pub mod namespaces;
 pub mod seccomp;
 pub mod signals;
@@ -14,16 +18,180 @@ pub mod task;
 pub mod thread;
 pub mod timers;
 pub mod tree;
-use super::agent::Link;
-use super::order::DumpOrder;
+mod write;
+
+use super::agent::{Link, next_fd};
+use super::order::{DumpOrder, Event, Report};
+use super::remote::{Arg, Batch};
+use super::state::ContainerState;
 use crate::procfs::ProcFs;
 use airlock_wire::error::{Error, Result};
+use context::Context;
 use std::os::fd::OwnedFd;
+use std::time::Instant;
+use write::Output;
 
 /// Carries a [`DumpOrder`] out.
 ///
 /// # Errors
 /// What went wrong; the containers go on.
-pub fn run(_link: &Link, _procfs: ProcFs, _order: DumpOrder, _fds: Vec<OwnedFd>) -> Result<()> {
-    Err(Error::unsupported("checkpoint"))
+pub fn run(link: &Link, procfs: ProcFs, order: DumpOrder, fds: Vec<OwnedFd>) -> Result<()> {
+    let mut fds = fds.into_iter();
+    let output = if order.dry_run { None } else { Some(Output::take(&order, &mut fds)?) };
+    let mut uppers = Vec::with_capacity(order.containers.len());
+    for container in &order.containers {
+        let of_container = container.upper.iter().map(|_| next_fd(&mut fds, "upper layer"));
+        uppers.push(of_container.collect::<Result<Vec<_>>>()?);
+    }
+    let mut watch = Watch::new();
+    let mut ctx = Context::new(order, procfs, uppers);
+    let kill = match save(link, &mut ctx, output, &mut watch) {
+        Ok(kill) => kill,
+        Err(e) => {
+            let_go(link, &mut ctx)?;
+            return Err(e);
+        }
+    };
+    if kill { end(&mut ctx) } else { let_go(link, &mut ctx) }
+}
+
+/// Answers whether the containers are to end.
+fn save(link: &Link, ctx: &mut Context, output: Option<Output>, watch: &mut Watch) -> Result<bool> {
+    inspect(link, ctx, watch)?;
+    if !ctx.refusals.is_empty() {
+        link.send(&Event::Refused(std::mem::take(&mut ctx.refusals)))?;
+        return Ok(false);
+    }
+    let Some(output) = output else {
+        let report = Report {
+            processes: ctx.state.processes.len() as u32,
+            threads: ctx.state.processes.iter().map(|p| p.threads.len() as u32).sum(),
+            warnings: ctx.state.warnings.clone(),
+            pause_us: watch.elapsed_us(),
+            phases: std::mem::take(&mut watch.phases),
+            ..Report::default()
+        };
+        link.send(&Event::DryRun(report))?;
+        return Ok(false);
+    };
+    let mut report = write::image(link, ctx, output, watch)?;
+    report.pause_us = watch.elapsed_us();
+    report.phases = std::mem::take(&mut watch.phases);
+    link.saved(&Event::Saved(report), &[])
+}
+
+/// Stops everything and describes it in [`Context::state`].
+fn inspect(link: &Link, ctx: &mut Context, watch: &mut Watch) -> Result<()> {
+    link.progress("stopping", 0, 0);
+    let paused = ctx.order.paused;
+    tree::discover(ctx, || if paused { link.ask(&Event::Interrupted) } else { Ok(()) })?;
+    watch.step("stop");
+    containers(ctx);
+    // Before anything is mapped into them.
+    let smaps = ctx
+        .procs
+        .iter()
+        .map(|p| {
+            if p.is_zombie() || p.shares_mm_with.is_some() {
+                return Ok(None);
+            }
+            let text = ctx.procfs.read_whole(p.task(), "smaps")?;
+            Ok(Some(String::from_utf8_lossy(&text).into_owned()))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    watch.step("mappings");
+    task::collect(ctx)?;
+    watch.step("tasks");
+    for (index, text) in smaps.iter().enumerate() {
+        let Some(text) = text else { continue };
+        let brk = program_break(ctx, index)?;
+        let id = mm::collect(ctx, index, text, brk)?;
+        let facts = ctx.procs.get(index).map(|p| p.memory).unwrap_or_default();
+        if let Some(mm) = ctx.state.mms.get_mut(id as usize) {
+            mm.mdwe = facts.mdwe;
+            mm.ksm = facts.ksm;
+        }
+        for (process, proc) in ctx.state.processes.iter_mut().zip(&ctx.procs).skip(index) {
+            if proc.shares_mm_with == Some(index) {
+                process.mm = Some(id);
+            }
+        }
+        if let Some(process) = ctx.state.processes.get_mut(index) {
+            process.mm = Some(id);
+        }
+    }
+    watch.step("memory");
+    Ok(())
+}
+
+fn containers(ctx: &mut Context) {
+    let order = &ctx.order;
+    ctx.state.containers = order
+        .containers
+        .iter()
+        .enumerate()
+        .map(|(i, c)| ContainerState {
+            cid: c.cid.clone(),
+            name: c.name.clone(),
+            spec: c.spec.clone(),
+            init: ctx.procs.iter().find(|p| p.pid == c.init).map_or(0, |p| p.ns_pid),
+            pid_namespace: if c.own_pid_namespace { i as u32 } else { 0 },
+            ..ContainerState::default()
+        })
+        .collect();
+}
+
+fn program_break(ctx: &mut Context, index: usize) -> Result<u64> {
+    let Some((tracee, region)) = ctx.procs.get_mut(index).and_then(context::Proc::injector) else {
+        return Err(Error::failure("a process has no thread to ask"));
+    };
+    let mut batch = Batch::new();
+    let call = batch.must(libc::SYS_brk, [Arg::NULL]);
+    batch.run(tracee, &region)?.get(call)
+}
+
+/// Lets everything go on as if nobody had looked at it.
+fn let_go(link: &Link, ctx: &mut Context) -> Result<()> {
+    if ctx.order.paused {
+        link.ask(&Event::Detaching)?;
+    }
+    task::release(ctx)
+}
+
+/// Ends all containers.
+fn end(ctx: &mut Context) -> Result<()> {
+    for proc in &mut ctx.procs {
+        for tracee in std::mem::take(&mut proc.threads) {
+            // Its namespace's init may have taken it along already.
+            let _ = tracee.kill();
+        }
+    }
+    Ok(())
+}
+
+/// How long each step took.
+#[derive(Debug)]
+struct Watch {
+    begun: Instant,
+    last: Instant,
+    /// Steps and microseconds.
+    phases: Vec<(String, u64)>,
+}
+
+impl Watch {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { begun: now, last: now, phases: Vec::new() }
+    }
+
+    /// Ends a step.
+    fn step(&mut self, name: &str) {
+        let now = Instant::now();
+        self.phases.push((name.to_owned(), (now - self.last).as_micros() as u64));
+        self.last = now;
+    }
+
+    fn elapsed_us(&self) -> u64 {
+        self.begun.elapsed().as_micros() as u64
+    }
 }
