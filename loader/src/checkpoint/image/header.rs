@@ -191,8 +191,8 @@ fn recognise(start: &[u8]) -> Result<()> {
             "it is an image of CRIU; restore it with criu or runc"
         }
         _ if start.starts_with(b"gVisorSF") => "it is a statefile of gVisor; restore it with runsc",
-        _ if start.starts_with(b"airlock") => {
-            "it is another file of an airlock image; checkpoint.img is the statefile"
+        _ if start.starts_with(b"ALPAGES\0") => {
+            "it is the page index of an image (pages_meta.img); the statefile is checkpoint.img"
         }
         _ if start.starts_with(&[0x1f, 0x8b]) => "it is compressed with gzip; unpack it first",
         _ if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) => "it is compressed with zstd; unpack it first",

@@ -133,7 +133,7 @@ fn strangers_are_named() {
         (&[0x16, 0x31, 0x31, 0x58, 0, 0, 0, 0], "image of CRIU"),
         (&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0], "gzip"),
         (&[0x28, 0xb5, 0x2f, 0xfd, 0, 0, 0, 0], "zstd"),
-        (b"airlockP", "checkpoint.img is the statefile"),
+        (b"ALPAGES\0", "the statefile is checkpoint.img"),
         (b"\x7fELF\x02\x01\x01\0", "a program"),
         (&[0; 300], "begins with zeros"),
         (b"{\"containers\":[]}", "does not begin as one"),
