@@ -4,7 +4,7 @@
 
 use airlock_tests::fds::FdSocket;
 use airlock_tests::oci::{BASE, Ran, chown_all, field, in_user_namespace, refused};
-use airlock_tests::{Bundle, State, need, unique, wait};
+use airlock_tests::{Bundle, State, leaks, need, unique, wait};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
@@ -276,6 +276,11 @@ fn exec_ends_as_its_program() {
     assert!(one.ok(&["ps", &one.id]).contains("sleep 1000; exit 3"));
     let mut waiting =
         one.state.command(["wait", "--pid", &pid, &one.id]).stdout(Stdio::piped()).spawn().unwrap();
+    // Once it has ended, it is whoever supervises it who hears of it, and nobody after that.
+    let loader = i32::try_from(one.state.state(&one.id)["pid"].as_i64().unwrap()).unwrap();
+    wait::until("the command waits, and who stands for it", || {
+        (leaks::threads_polling(loader) == 3).then_some(())
+    });
     one.ok(&["exec", &one.id, "kill", "-9", &pid]);
     let mut text = String::new();
     waiting.stdout.take().unwrap().read_to_string(&mut text).unwrap();
