@@ -2,10 +2,13 @@
 #![forbid(unsafe_code)]
 
 use crate::checkpoint::order::RestoreOrder;
+use crate::checkpoint::remote::fdpass::{Channel, Link};
 use crate::checkpoint::remote::{Region, Tracee};
 use crate::checkpoint::state::{Id, ProcessState, SandboxState};
 use crate::procfs::ProcFs;
 use airlock_wire::error::{Error, Result};
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 
 /// A restore on its way.
 #[derive(Debug)]
@@ -21,6 +24,31 @@ pub struct Context {
     pub procs: Vec<Option<Proc>>,
     /// What is different from what was saved, in words.
     pub warnings: Vec<String>,
+    /// Inits that wait to become what the image says, by index of the container; taken by `tree::create`.
+    pub stubs: Vec<Option<Stub>>,
+    /// The way for descriptors into a container's processes, by index of the container.
+    pub channels: Vec<Option<Channel>>,
+    /// What came from outside: (container, number of the descriptor in its init), taken from the stubs.
+    pub externals: BTreeMap<(Id, i32), OwnedFd>,
+    /// Open file descriptions, by index of `state.files`; filled by `files::open_all`. Those of mappings too.
+    pub files: Vec<Option<OwnedFd>>,
+    /// Memory objects with their content, by index of `state.shmems`; SysV segments are in [`Context::segments`].
+    pub shmems: Vec<Option<OwnedFd>>,
+    /// Ids of SysV segments in the new IPC namespace, by index of `state.shmems`.
+    pub segments: BTreeMap<Id, i32>,
+}
+
+/// A container's init that waits for its start, stopped and taken over.
+#[derive(Debug)]
+pub struct Stub {
+    /// The init.
+    pub tracee: Tracee,
+    /// Its pidfd, through which its namespaces are entered.
+    pub pidfd: OwnedFd,
+    /// Where calls are injected: at the same address in every process.
+    pub region: Region,
+    /// Its end of the container's channel; the only descriptor that is left to it.
+    pub link: Link,
 }
 
 /// A process that is being restored. It is killed when this is dropped before `task::release`.
@@ -39,6 +67,8 @@ pub struct Proc {
     pub threads: Vec<Tracee>,
     /// Where calls are injected: at the same address in every process of the container.
     pub region: Region,
+    /// Its end of its container's channel, inherited from its parent; closed when its descriptors are in place.
+    pub link: Option<Link>,
 }
 
 impl Proc {
@@ -54,6 +84,24 @@ impl Proc {
 }
 
 impl Context {
+    /// At the beginning.
+    pub fn new(order: RestoreOrder, procfs: ProcFs, state: SandboxState) -> Self {
+        let (files, shmems) = (state.files.len(), state.shmems.len());
+        Self {
+            order,
+            procfs,
+            state,
+            procs: Vec::new(),
+            warnings: Vec::new(),
+            stubs: Vec::new(),
+            channels: Vec::new(),
+            externals: BTreeMap::new(),
+            files: std::iter::repeat_with(|| None).take(files).collect(),
+            shmems: std::iter::repeat_with(|| None).take(shmems).collect(),
+            segments: BTreeMap::new(),
+        }
+    }
+
     /// What the image says of process `index`, and the process.
     pub fn process(&mut self, index: usize) -> Option<(&ProcessState, &mut Proc)> {
         Some((self.state.processes.get(index)?, self.procs.get_mut(index)?.as_mut()?))
