@@ -188,9 +188,7 @@ impl Tracee {
         let found = known
             .or_else(|| regs.in_syscall().map(|_| regs.call_site()).filter(|at| self.is_gadget(*at)))
             .or_else(|| self.gadget_in_vdso());
-        if found.is_some() {
-            self.gadget = found;
-        }
+        self.gadget = found;
         match found {
             Some(at) => run(self, at),
             None => self.with_poked_gadget(regs, run),

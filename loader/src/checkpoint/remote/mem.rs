@@ -120,6 +120,6 @@ impl Mem {
     }
 
     fn error(&self, what: &str, addr: u64, len: usize, e: Errno) -> Error {
-        Error::from(e).context(format!("{what} {len} bytes at {addr:#x} of task {}", self.tid))
+        super::errno(e).context(format!("{what} {len} bytes at {addr:#x} of task {}", self.tid))
     }
 }

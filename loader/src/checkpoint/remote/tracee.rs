@@ -102,12 +102,11 @@ impl Seizing {
             (_, Some("wait_for_vfork_done" | "kernel_clone")) => {
                 "it waits in vfork(2) for its child to execute a program or to exit, which nothing can interrupt".into()
             }
-            (Some('D'), Some(at)) => format!("it is in an uninterruptible wait in the kernel ({at})"),
-            (Some('D'), None) => "it is in an uninterruptible wait in the kernel: of vfork(2) or of a device".into(),
-            (Some(state), at) => {
-                let frozen = if at.is_some_and(|a| a.contains("refrigerator")) { ", frozen" } else { "" };
-                format!("it has not stopped (state {state}{frozen})")
-            }
+            (Some('D'), at) => format!(
+                "it is frozen (v1 cgroup freezer), or in an uninterruptible wait in the kernel ({})",
+                at.unwrap_or("of a device, or of vfork(2)")
+            ),
+            (Some(state), _) => format!("it has not stopped (state {state})"),
             (None, _) => "it is gone".into(),
         };
         Error::new(Kind::Timeout, format!("stop {}: {why}", procfs::describe(tid)))
@@ -186,7 +185,7 @@ impl Tracee {
     }
 
     /// Puts right what the stop itself did to the thread, once, before anything is looked at or injected.
-    fn settle(&mut self) -> Result<()> {
+    pub(super) fn settle(&mut self) -> Result<()> {
         let before = self.regs()?;
         let mut regs = before;
         regs.undo_spurious_eintr();

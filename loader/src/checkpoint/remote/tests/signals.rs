@@ -1,0 +1,184 @@
+use super::super::*;
+use super::*;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed};
+
+/// Counts signals where they arrive: the handler in C writes their numbers to a pipe.
+const COUNTER: &str = "import collections, os, signal, sys\n\
+    r, w = os.pipe()\n\
+    os.set_blocking(r, False); os.set_blocking(w, False)\n\
+    signal.set_wakeup_fd(w)\n\
+    n = collections.Counter()\n\
+    def look():\n\
+    \x20   try: n.update(os.read(r, 65536))\n\
+    \x20   except BlockingIOError: pass\n\
+    for s in [5, 10, 12, 34, 40]: signal.signal(s, lambda s, f: look())\n\
+    def end(s, f):\n\
+    \x20   look(); del n[15]; print(sorted(n.items())); sys.exit()\n\
+    signal.signal(15, end)\n\
+    print('ready')\n\
+    while True: signal.pause()";
+
+fn real_time(pid: i32, signal: i32) {
+    crate::sys::ptrace::signal_thread(pid, signal).unwrap();
+}
+
+fn busy(t: &mut Tracee, region: &Region) {
+    let mut batch = Batch::new();
+    for _ in 0..20 {
+        batch.must(libc::SYS_getpid, []);
+    }
+    batch.run(t, region).unwrap().check().unwrap();
+    t.syscall(libc::SYS_getpid, [0; 6]).unwrap().unwrap();
+}
+
+#[test]
+fn pending_signals_stay_pending_and_arrive() {
+    let Some(mut program) = Program::python(COUNTER) else { return };
+    let pid = program.pid();
+    until("it waits", || program.state() == 'S');
+    let (mut t, region) = seized(&program);
+    program.signal(libc::SIGUSR1);
+    for _ in 0..3 {
+        real_time(pid, 34);
+    }
+    // The one that ends a batch, for the process and for the thread.
+    program.signal(libc::SIGTRAP);
+    for _ in 0..5 {
+        busy(&mut t, &region);
+        let numbers = |shared| -> Vec<u8> { t.peek_siginfo(shared).unwrap().iter().map(|i| i[0]).collect() };
+        let (mut shared, own) = (numbers(true), numbers(false));
+        shared.sort_unstable();
+        assert_eq!((shared, own), (vec![5, 10], vec![34, 34, 34]));
+    }
+    region.unmap(&mut t).unwrap();
+    t.detach(0).unwrap();
+    until("it has seen them", || status(pid, "ShdPnd") == "0000000000000000" && program.state() == 'S');
+    program.signal(libc::SIGTERM);
+    assert_eq!(program.line(), "[(5, 1), (10, 1), (34, 3)]");
+    program.finish();
+}
+
+#[test]
+fn a_trap_for_the_thread_stays_the_threads() {
+    let Some(mut program) = Program::python(COUNTER) else { return };
+    until("it waits", || program.state() == 'S');
+    let (mut t, region) = seized(&program);
+    real_time(program.pid(), libc::SIGTRAP);
+    busy(&mut t, &region);
+    let infos = t.peek_siginfo(false).unwrap();
+    assert_eq!(infos.len(), 1);
+    assert_eq!(i32::from_ne_bytes(infos[0][16..20].try_into().unwrap()), std::process::id() as i32);
+    t.detach(0).unwrap();
+    until("it has seen it", || {
+        status(program.pid(), "SigPnd") == "0000000000000000" && program.state() == 'S'
+    });
+    program.signal(libc::SIGTERM);
+    assert_eq!(program.line(), "[(5, 1)]");
+}
+
+#[test]
+fn an_ignored_trap_stays_ignored() {
+    let code = "import signal\nsignal.signal(5, signal.SIG_IGN)\nprint('ready')\nwhile True: signal.pause()";
+    let Some(program) = Program::python(code) else { return };
+    let (mut t, region) = seized(&program);
+    let ignored = || u64::from_str_radix(&status(program.pid(), "SigIgn"), 16).unwrap() & 0x10 != 0;
+    assert!(ignored());
+    busy(&mut t, &region);
+    assert!(ignored());
+    let mut batch = Batch::new();
+    batch.must(libc::SYS_close, [(-1).into()]);
+    assert!(batch.run(&mut t, &region).unwrap().check().is_err());
+    assert!(ignored());
+    // A batch that makes it what it was, and one that makes it ignored.
+    for ignore in [0u64, 1] {
+        let mut batch = Batch::new();
+        let action = batch.data(&[ignore, 0, 0, 0].map(u64::to_ne_bytes).concat());
+        batch.must(libc::SYS_rt_sigaction, [5.into(), action, Arg::NULL, 8.into()]);
+        batch.run(&mut t, &region).unwrap().check().unwrap();
+        assert_eq!(ignored(), ignore == 1);
+    }
+}
+
+/// None is lost when a signal is just being delivered at the moment of the stop.
+#[test]
+fn no_signal_is_lost_in_a_storm() {
+    let Some(mut program) = Program::python(COUNTER) else { return };
+    let pid = program.pid();
+    let (sent, stop) = (AtomicI32::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Relaxed) {
+                real_time(pid, 34);
+                sent.fetch_add(1, Relaxed);
+                until("it is taken", || status(pid, "SigPnd") == "0000000000000000" || stop.load(Relaxed));
+            }
+        });
+        let mut rounds = 0;
+        until("a storm", || {
+            let (mut t, region) = seized(&program);
+            busy(&mut t, &region);
+            region.unmap(&mut t).unwrap();
+            t.detach(0).unwrap();
+            rounds += 1;
+            rounds > 200 && sent.load(Relaxed) > 100
+        });
+        stop.store(true, Relaxed);
+    });
+    let sent = sent.load(Relaxed);
+    until("it has seen them", || status(pid, "SigPnd") == "0000000000000000" && program.state() == 'S');
+    program.signal(libc::SIGTERM);
+    let line = program.line();
+    let counted: i32 = line.trim_start_matches("[(34, ").trim_end_matches(")]").parse().unwrap();
+    assert_eq!(counted, sent);
+}
+
+/// A call that waits for a signal ends when there is one, though the task is let go with the signal pending.
+#[test]
+fn pause_sees_the_handler_that_ran() {
+    let code = "import signal, ctypes\n\
+        signal.signal(10, lambda s, f: None)\n\
+        libc = ctypes.CDLL(None, use_errno=True)\n\
+        print('ready')\n\
+        print(libc.pause(), ctypes.get_errno())";
+    let Some(mut program) = Program::python(code) else { return };
+    until("it waits", || program.state() == 'S');
+    let (mut t, region) = seized(&program);
+    let regs = t.regs().unwrap();
+    assert!(regs.wants_restart());
+    t.set_regs(&regs.for_image()).unwrap();
+    program.signal(libc::SIGUSR1);
+    busy(&mut t, &region);
+    t.detach(0).unwrap();
+    assert_eq!(program.line(), format!("-1 {}", libc::EINTR));
+    program.finish();
+}
+
+/// A program that computes while signals arrive, and is stopped again and again, computes the right thing.
+#[test]
+fn a_computation_comes_out_right() {
+    let code = "import hashlib, signal\n\
+        n = 0\n\
+        def tick(s, f):\n\
+        \x20   global n; n += 1\n\
+        signal.signal(signal.SIGALRM, tick)\n\
+        signal.setitimer(signal.ITIMER_REAL, 0.0007, 0.0007)\n\
+        print('ready')\n\
+        h = b''\n\
+        for i in range(250000): h = hashlib.sha256(h + str(i * 1.25).encode()).digest()\n\
+        signal.setitimer(signal.ITIMER_REAL, 0)\n\
+        print(h.hex(), n > 50)";
+    let alone = {
+        let Some(mut program) = Program::python(code) else { return };
+        program.line()
+    };
+    assert!(alone.ends_with(" True"), "{alone}");
+    let mut program = Program::python(code).unwrap();
+    for _ in 0..100 {
+        let (mut t, region) = seized(&program);
+        busy(&mut t, &region);
+        region.unmap(&mut t).unwrap();
+        t.detach(0).unwrap();
+    }
+    assert_eq!(program.line(), alone);
+    program.finish();
+}
