@@ -59,7 +59,7 @@ pub struct Extent {
 }
 
 /// A process that is saved.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Proc {
     /// Pid in the sandbox's pid namespace. `/proc/<pid>` of a process whose leader has ended ([`Proc::leader_gone`])
     /// shows nothing of its memory and descriptors: use [`Proc::task`] for those.
