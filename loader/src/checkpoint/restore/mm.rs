@@ -123,6 +123,11 @@ pub fn map(
         if let Some(call) = map_one(&mut batch, vma, shmems, fds, content)? {
             calls.push((call, vma));
         }
+        // Before there is content: it decides which pages that gets. Kernels without huge pages know no such advice.
+        for advice in vma.advice.iter().filter(|a| is_about_huge_pages(**a)) {
+            let len = vma.end - vma.start;
+            batch.call(libc::SYS_madvise, [vma.start.into(), len.into(), (*advice).into()]);
+        }
     }
     let ran = batch.run(task, region)?;
     for (call, vma) in calls {
@@ -133,6 +138,10 @@ pub fn map(
         }
     }
     aio(task, region, mm)
+}
+
+fn is_about_huge_pages(advice: i32) -> bool {
+    matches!(advice, libc::MADV_HUGEPAGE | libc::MADV_NOHUGEPAGE)
 }
 
 fn describe(vma: &Vma) -> String {
@@ -271,7 +280,7 @@ pub fn finish(
             let call = batch.call(libc::SYS_mprotect, [value(start), value(len), value(u64::from(vma.prot))]);
             needed.push((call, vma));
         }
-        for advice in &vma.advice {
+        for advice in vma.advice.iter().filter(|a| !is_about_huge_pages(**a)) {
             let call = batch.call(libc::SYS_madvise, [value(start), value(len), value(*advice as u64)]);
             wished.push((call, format!("advice {advice} for {}", describe(vma))));
         }

@@ -3,6 +3,9 @@
 
 pub mod context;
 pub mod mm;
+pub mod source;
+pub mod spaces;
+pub mod stubs;
 
 use super::agent::Link;
 use super::order::RestoreOrder;

@@ -1,0 +1,102 @@
+//! The image that is restored: opened, checked, its pages at hand.
+#![forbid(unsafe_code)]
+
+use crate::checkpoint::agent::next_fd;
+use crate::checkpoint::image::{self, PagesIn, Reader};
+use crate::checkpoint::order::RestoreOrder;
+use crate::checkpoint::pages::{Chain, Image, Index};
+use crate::checkpoint::state::SandboxState;
+use airlock_wire::error::{Error, Result};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+/// A state or page index that is larger than this is not an image's.
+const PART_MAX: u64 = 1 << 30;
+
+/// An open image.
+#[derive(Debug)]
+pub struct Source {
+    /// The statefile.
+    pub reader: Reader,
+    /// Pages.
+    pub chain: Chain,
+    /// `/dev/userfaultfd`, if it was donated.
+    pub device: Option<OwnedFd>,
+}
+
+impl Source {
+    /// Opens the image from the descriptors that came with the order. Answers its state, too, whose indexes are checked.
+    ///
+    /// # Errors
+    /// What is wrong with the image.
+    pub fn open(order: &RestoreOrder, fds: Vec<OwnedFd>) -> Result<(Self, SandboxState)> {
+        let mut fds = fds.into_iter();
+        let statefile = File::from(next_fd(&mut fds, "statefile")?);
+        let reader = Reader::open(statefile, order.key.as_deref())?;
+        let metadata = reader.metadata();
+        metadata.check_version(env!("CARGO_PKG_VERSION"))?;
+        if metadata.pre_dump {
+            return Err(Error::invalid_argument(
+                "the image is a pre-dump, which holds memory only: restore the checkpoint that was made upon it",
+            ));
+        }
+        let files = if order.have_pages_file {
+            let meta = File::from(next_fd(&mut fds, "pages metadata file")?);
+            Some((meta, File::from(next_fd(&mut fds, "pages file")?)))
+        } else {
+            None
+        };
+        let device = if order.have_device_file { Some(next_fd(&mut fds, "device file")?) } else { None };
+        let mut images = vec![newest(&reader, files)?];
+        for _ in 0..order.parents {
+            let meta = File::from(next_fd(&mut fds, "pages metadata file of a parent image")?);
+            let file = File::from(next_fd(&mut fds, "pages file of a parent image")?);
+            images.push(Image {
+                index: Index::decode(&whole(&meta, "the parent's pages metadata")?)?,
+                file,
+                base: 0,
+            });
+        }
+        let state: SandboxState = reader.read_json(image::SECTION_STATE, PART_MAX)?;
+        state.check()?;
+        Ok((Self { chain: Chain::new(images)?, reader, device }, state))
+    }
+}
+
+fn newest(reader: &Reader, files: Option<(File, File)>) -> Result<Image> {
+    let info = &reader.metadata().pages;
+    match (info.location, files) {
+        (PagesIn::Files, Some((meta, file))) => {
+            let bytes = whole(&meta, "the pages metadata file")?;
+            if let Some(identity) = info.index {
+                identity.check(&bytes, "the pages metadata file")?;
+            }
+            Ok(Image { index: Index::decode(&bytes)?, file, base: 0 })
+        }
+        (PagesIn::Files, None) => Err(Error::invalid_argument(
+            "the image keeps its pages in files of their own: pages metadata file and pages file have to be given",
+        )),
+        (PagesIn::Statefile, None) => {
+            let index = Index::decode(&reader.read(image::SECTION_PAGES_INDEX, PART_MAX)?)?;
+            let (base, _) = reader.raw(image::SECTION_PAGES)?;
+            Ok(Image { index, file: reader.file().try_clone()?, base })
+        }
+        (PagesIn::Nowhere, None) => {
+            Ok(Image { index: Index::default(), file: reader.file().try_clone()?, base: 0 })
+        }
+        (PagesIn::Statefile | PagesIn::Nowhere, Some(_)) => Err(Error::invalid_argument(
+            "a pages file was given, but the image keeps its pages in the statefile",
+        )),
+    }
+}
+
+fn whole(file: &File, what: &str) -> Result<Vec<u8>> {
+    use std::os::unix::fs::FileExt as _;
+    let len = file.metadata().map_err(|e| Error::from(e).context(format!("looking at {what}")))?.len();
+    if len > PART_MAX {
+        return Err(Error::invalid_argument(format!("{what} has {len} bytes, more than any has")));
+    }
+    let mut bytes = vec![0; len as usize];
+    file.read_exact_at(&mut bytes, 0).map_err(|e| Error::from(e).context(format!("reading {what}")))?;
+    Ok(bytes)
+}
