@@ -1,10 +1,9 @@
 //! Tables of system calls that a task runs with one stop.
 #![forbid(unsafe_code)]
 
-use super::inject::{call_name, code_of, decode, signal_of};
-use super::{Region, Tracee, procfs};
+use super::inject::{call_name, code_of, signal_of};
+use super::{Ran, Region, Tracee};
 use airlock_wire::error::{Error, Result};
-use nix::errno::Errno;
 use std::collections::BTreeMap;
 
 /// Bytes of an entry: number, flags, six arguments, result; see `arch::BLOB`.
@@ -18,8 +17,8 @@ const ALIGN: usize = 16;
 const SIGACTION: usize = 32;
 
 /// A call of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct CallId(usize);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct CallId(pub(super) usize);
 
 /// An argument of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,17 +78,17 @@ impl From<CallId> for Arg {
 }
 
 #[derive(Debug, Clone)]
-struct Call {
-    nr: i64,
-    must: bool,
-    args: [Arg; 6],
+pub(super) struct Call {
+    pub(super) nr: i64,
+    pub(super) must: bool,
+    pub(super) args: [Arg; 6],
 }
 
 /// A table of system calls and the data they work on.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
-    calls: Vec<Call>,
-    data: Vec<u8>,
+    pub(super) calls: Vec<Call>,
+    pub(super) data: Vec<u8>,
     /// Start and end of each piece of `data`, ascending.
     items: Vec<(usize, usize)>,
     /// Where in `data` an address of data must be written, and of which.
@@ -192,114 +191,6 @@ impl Batch {
             }
         }
         Ok(ran)
-    }
-}
-
-/// What came of a batch.
-#[derive(Debug, Clone)]
-pub struct Ran {
-    thread: i32,
-    batch: Batch,
-    results: Vec<Option<u64>>,
-}
-
-impl Ran {
-    /// What a call returned.
-    ///
-    /// # Errors
-    /// Its errno; `ECANCELED` for one that was not run because an earlier one had failed that must not.
-    pub fn result(&self, id: CallId) -> std::result::Result<u64, Errno> {
-        self.results.get(id.0).copied().flatten().map_or(Err(Errno::ECANCELED), decode)
-    }
-
-    /// What a call returned, with an error that names the call and the thread.
-    ///
-    /// # Errors
-    /// As [`Ran::result`].
-    pub fn get(&self, id: CallId) -> Result<u64> {
-        self.result(id).map_err(|e| self.describe(id.0, e))
-    }
-
-    /// `len` bytes of data as the calls left them; empty when `at` is not data of this batch or shorter.
-    pub fn output(&self, at: Arg, len: usize) -> &[u8] {
-        match at {
-            Arg::Data(start) => {
-                start.checked_add(len).and_then(|end| self.batch.data.get(start..end)).unwrap_or_default()
-            }
-            _ => &[],
-        }
-    }
-
-    /// The 64-bit word at `at`; 0 where there is none.
-    pub fn word(&self, at: Arg) -> u64 {
-        self.output(at, 8).try_into().map_or(0, u64::from_ne_bytes)
-    }
-
-    /// The 32-bit word at `at`; 0 where there is none.
-    pub fn int(&self, at: Arg) -> i32 {
-        self.output(at, 4).try_into().map_or(0, i32::from_ne_bytes)
-    }
-
-    /// Fails when any call failed, with the first one.
-    ///
-    /// # Errors
-    /// Names the call, its arguments and the thread.
-    pub fn check(&self) -> Result<()> {
-        self.first_failure(|_| true)
-    }
-
-    /// Fails when a call failed that was added with [`Batch::must`].
-    ///
-    /// # Errors
-    /// As [`Ran::check`].
-    pub fn check_musts(&self) -> Result<()> {
-        self.first_failure(|call| call.must)
-    }
-
-    fn first_failure(&self, counts: impl Fn(&Call) -> bool) -> Result<()> {
-        for (i, call) in self.batch.calls.iter().enumerate() {
-            if counts(call)
-                && let Err(e) = self.result(CallId(i))
-            {
-                return Err(self.describe(i, e));
-            }
-        }
-        Ok(())
-    }
-
-    fn describe(&self, i: usize, e: Errno) -> Error {
-        let Some(call) = self.batch.calls.get(i) else {
-            return Error::invalid_argument("no such call in the batch");
-        };
-        let args: Vec<String> = call
-            .args
-            .iter()
-            .map(|arg| match arg {
-                Arg::Value(v) if *v < 4096 => v.to_string(),
-                Arg::Value(v) if (*v as i64) < 0 && (*v as i64) > -4096 => (*v as i64).to_string(),
-                Arg::Value(v) => format!("{v:#x}"),
-                Arg::Data(start) => self.show(*start),
-                Arg::Result(id) => match self.result(*id) {
-                    Ok(v) => format!("{v:#x}"),
-                    Err(_) => "?".to_owned(),
-                },
-            })
-            .collect();
-        Error::from(e).context(format!(
-            "{}({}) in {}",
-            call_name(call.nr),
-            args.join(", "),
-            procfs::describe(self.thread)
-        ))
-    }
-
-    /// Data that looks like text is shown.
-    fn show(&self, start: usize) -> String {
-        let text = self.batch.data.get(start..).and_then(|d| d.split(|b| *b == 0).next()).unwrap_or_default();
-        match std::str::from_utf8(text) {
-            Ok(t) if !t.is_empty() && t.len() < 300 && !t.contains(char::is_control) => format!("\"{t}\""),
-            _ => "data".to_owned(),
-        }
     }
 }
 

@@ -1,10 +1,9 @@
 //! Children and threads that a tracee makes.
 #![forbid(unsafe_code)]
 
-use super::tracee::Options;
-use super::{Region, Tracee, procfs};
+use super::{Arg, Batch, Options, Region, Tracee, procfs};
 use crate::sys::ptrace;
-use airlock_wire::error::{Error, Result};
+use airlock_wire::error::{Error, Kind, Result};
 use nix::errno::Errno;
 
 /// Arguments of clone3(2) (Linux 5.5 for `set_tid`). Addresses are the tracee's.
@@ -82,5 +81,50 @@ impl Tracee {
         child.gadget = self.gadget;
         child.ptrace_options = self.ptrace_options;
         Ok(Ok(child))
+    }
+
+    /// Ends the thread's process as another one ended: `status` is a raw wait status, an exit code or a signal. Its parent
+    /// finds a zombie with that status (without the mark of a core dump: none is written). For processes with a single
+    /// thread.
+    ///
+    /// # Errors
+    /// When `status` is not that of an ended process, or the process survives.
+    pub fn end_as(mut self, region: &Region, status: i32) -> Result<()> {
+        let failed = |e: Error, t: &Self| {
+            e.context(format!("end {} with wait status {status:#x}", procfs::describe(t.tid)))
+        };
+        let gone = if libc::WIFEXITED(status) {
+            self.syscall(libc::SYS_exit_group, [libc::WEXITSTATUS(status) as u64, 0, 0, 0, 0, 0]).map(drop)
+        } else if libc::WIFSIGNALED(status) {
+            self.die_of(region, libc::WTERMSIG(status))
+        } else {
+            Err(Error::invalid_argument("it is not the status of an ended process"))
+        };
+        match gone {
+            Err(e) if self.over && e.kind == Kind::NoSuchEntity => Ok(()),
+            Err(e) => Err(failed(e, &self)),
+            Ok(()) => Err(failed(Error::failure("it lives on"), &self)),
+        }
+    }
+
+    /// Runs the thread with nothing but `signal`, by its default action.
+    fn die_of(&mut self, region: &Region, signal: i32) -> Result<()> {
+        let mut batch = Batch::new();
+        let (default, none) = (batch.space(32), batch.space(16));
+        batch.must(libc::SYS_setrlimit, [libc::RLIMIT_CORE.into(), none]);
+        if signal != libc::SIGKILL {
+            batch.must(libc::SYS_rt_sigaction, [signal.into(), default, Arg::NULL, 8.into()]);
+        }
+        batch.run(self, region)?.check()?;
+        self.set_sigmask(!(1u64 << (signal - 1).clamp(0, 63)))?;
+        ptrace::signal_thread(self.tid, signal).map_err(|e| self.failed("send a signal to", e))?;
+        let mut deliver = 0;
+        for _ in 0..10 {
+            match self.resume_with(ptrace::cont, deliver)? {
+                ptrace::Change::Signal(s) if s == signal => deliver = s,
+                _ => deliver = 0,
+            }
+        }
+        Ok(())
     }
 }

@@ -2,9 +2,9 @@
 #![forbid(unsafe_code)]
 
 use super::arch::{BLOB_TRAP, GADGET, Regs};
-use super::tracee::{Tracee, ended};
-use super::{procfs, stop};
-use crate::sys::ptrace::{self, Change};
+use super::seize::ended;
+use super::{Tracee, procfs, stop};
+use crate::sys::ptrace::{self, Change, UserDispatch};
 use airlock_wire::error::{Error, Kind, Result};
 use nix::errno::Errno;
 
@@ -71,6 +71,9 @@ impl Tracee {
     fn begin(&mut self, mask: u64) -> Result<Before> {
         let before = Before { regs: self.regs()?, mask: self.sigmask()? };
         self.set_sigmask(mask)?;
+        if self.dispatch.is_some() {
+            self.write_user_dispatch(UserDispatch::default())?;
+        }
         Ok(before)
     }
 
@@ -81,6 +84,9 @@ impl Tracee {
         }
         let registers = self.set_regs(&before.regs);
         self.set_sigmask(before.mask)?;
+        if let Some(dispatch) = self.dispatch {
+            self.write_user_dispatch(dispatch)?;
+        }
         for info in &happened.taken {
             // Only SIGSTOP cannot be blocked. It carries nothing that anybody could look at.
             if signal_of(info) == libc::SIGSTOP {
@@ -166,7 +172,15 @@ impl Tracee {
 
     /// Lets the thread run to its next stop.
     fn resume(&mut self, how: fn(i32, i32) -> std::result::Result<(), Errno>) -> Result<Change> {
-        match how(self.tid, 0) {
+        self.resume_with(how, 0)
+    }
+
+    pub(super) fn resume_with(
+        &mut self,
+        how: fn(i32, i32) -> std::result::Result<(), Errno>,
+        signal: i32,
+    ) -> Result<Change> {
+        match how(self.tid, signal) {
             // Killed; the wait tells how.
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(e) => return Err(self.failed("resume", e)),
@@ -244,7 +258,7 @@ impl Tracee {
 
 fn fault(signal: i32, info: &[u8; 128]) -> Error {
     let what = match signal {
-        libc::SIGSYS => "a seccomp filter or Syscall User Dispatch refuses system calls there".to_owned(),
+        libc::SIGSYS => "a seccomp filter refuses the call".to_owned(),
         _ => {
             let address = info.get(16..24).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
             format!("signal {signal} (code {}) at address {address:#x}", code_of(info))

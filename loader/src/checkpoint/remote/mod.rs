@@ -30,18 +30,22 @@ pub mod fdpass;
 mod inject;
 mod mem;
 mod procfs;
+mod ran;
 mod region;
+mod seize;
 mod stop;
 pub mod task_list;
 mod tracee;
 
 pub use arch::Regs;
-pub use batch::{Arg, Batch, CallId, Ran};
+pub use batch::{Arg, Batch, CallId};
 pub use children::Clone3;
 pub use mem::Mem;
 pub use procfs::use_procfs;
+pub use ran::Ran;
 pub use region::Region;
-pub use tracee::{Options, SeccompFilter, Seizing, Tracee};
+pub use seize::{Options, STOP_TIMEOUT, Seizing};
+pub use tracee::{SeccompFilter, Tracee};
 
 use airlock_wire::error::{Error, Kind};
 use nix::errno::Errno;

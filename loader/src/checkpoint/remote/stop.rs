@@ -6,8 +6,8 @@ use crate::sys::ptrace::{self, Change};
 use airlock_wire::error::Result;
 use std::time::{Duration, Instant};
 
-/// Stops that follow a resume at once are awaited by asking again and again, which takes half the time that a
-/// blocking wait does (no sleep, no wake-up); after this time, by sleeping in between.
+/// Stops that follow a resume at once are awaited by asking again and again, which saves this thread's own sleep and
+/// wake-up; after this time, by sleeping in between.
 const SPIN: Duration = Duration::from_micros(300);
 const LONGEST_NAP: Duration = Duration::from_millis(1);
 const LOOK_FOR_DEATH_EVERY: Duration = Duration::from_millis(20);

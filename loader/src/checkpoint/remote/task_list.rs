@@ -1,8 +1,7 @@
 //! All threads of a set of processes, found and stopped.
 #![forbid(unsafe_code)]
 
-use super::tracee::{Options, Seizing, Tracee};
-use super::{procfs, stop};
+use super::{Options, Seizing, Tracee, procfs, stop};
 use crate::procfs::ProcFs;
 use crate::sys::ptrace;
 use airlock_wire::error::{Error, Kind, Result};

@@ -1,32 +1,13 @@
-//! A traced thread: attaching, registers, signals, what ptrace tells.
+//! A traced thread: registers, signals, what ptrace tells, letting go.
 #![forbid(unsafe_code)]
 
+use super::seize::{Options, ptrace_options};
 use super::{Mem, Regs, errno, procfs, stop};
-use crate::sys::ptrace::{self, Change, Instruction, RseqConfiguration, UserDispatch};
+use crate::sys::ptrace::{self, Instruction, RseqConfiguration, UserDispatch};
 use airlock_wire::error::{Error, Kind, Result};
 use nix::errno::Errno;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
-
-/// How long [`Tracee::seize`] and [`Tracee::adopt`] wait for a thread to stop.
-pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What becomes of a tracee when things go wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Options {
-    /// The task is worth nothing unless all goes well (one that is being restored): it is killed when its [`Tracee`]
-    /// is dropped without [`Tracee::detach`], and when this process dies. Otherwise it is let go, unharmed.
-    pub kill: bool,
-}
-
-/// A thread that has been told to stop and need not have stopped yet. Dropping it lets the thread go.
-#[derive(Debug)]
-pub struct Seizing {
-    tid: i32,
-    options: Options,
-    armed: bool,
-    thread_bound: PhantomData<*mut ()>,
-}
 
 /// A thread that this thread traces and that is stopped. Dropping it lets the thread go (see [`Options::kill`]).
 #[derive(Debug)]
@@ -39,6 +20,8 @@ pub struct Tracee {
     /// The thread is not traced by us any more.
     pub(super) over: bool,
     group_stop: Option<i32>,
+    /// Syscall User Dispatch of the thread, which calls from the outside must not run into.
+    pub(super) dispatch: Option<UserDispatch>,
     pub(super) mem: Mem,
     thread_bound: PhantomData<*mut ()>,
 }
@@ -52,126 +35,15 @@ pub struct SeccompFilter {
     pub flags: u64,
 }
 
-impl Seizing {
-    /// Waits until the thread has stopped. A signal that was on its way to the thread is delivered first, as if nobody
-    /// traced it.
-    ///
-    /// # Errors
-    /// `NoSuchEntity` when it ended; `Timeout` when `deadline` passes: the message tells what it is doing. It stays
-    /// attached then (the kernel cannot detach a thread that runs) until it stops or this thread ends.
-    pub fn wait(&mut self, deadline: Instant) -> Result<Tracee> {
-        let tid = self.tid;
-        let failed = |e: Error| e.context(format!("stop {}", procfs::describe(tid)));
-        loop {
-            let Some(change) = stop::next(tid, Some(deadline)).map_err(failed)? else {
-                return Err(self.too_late());
-            };
-            let signal = match change {
-                Change::Event { event: ptrace::EVENT_STOP, signal } => {
-                    self.armed = false;
-                    return Tracee::stopped(tid, self.options, signal).map_err(failed);
-                }
-                // It was taken off the queue for delivery, so this is its only chance.
-                Change::Signal(signal) => signal,
-                Change::Event { .. } | Change::Syscall => 0,
-                Change::Ended(status) => {
-                    self.armed = false;
-                    return Err(failed(ended(status)));
-                }
-            };
-            match ptrace::cont(tid, signal) {
-                // Killed meanwhile; the wait will tell.
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(e) => return Err(failed(errno(e))),
-            }
-        }
-    }
-
-    /// Thread id, in this process' pid namespace.
-    pub fn tid(&self) -> i32 {
-        self.tid
-    }
-
-    fn too_late(&self) -> Error {
-        let tid = self.tid;
-        let text = |name: &str| {
-            procfs::read(&format!("{tid}/{name}")).ok().map(|b| String::from_utf8_lossy(&b).trim().to_owned())
-        };
-        let wchan = text("wchan").filter(|w| !w.is_empty() && w != "0");
-        let why = match (procfs::state(tid), wchan.as_deref()) {
-            (_, Some("wait_for_vfork_done" | "kernel_clone")) => {
-                "it waits in vfork(2) for its child to execute a program or to exit, which nothing can interrupt".into()
-            }
-            (Some('D'), at) => format!(
-                "it is frozen (v1 cgroup freezer), or in an uninterruptible wait in the kernel ({})",
-                at.unwrap_or("of a device, or of vfork(2)")
-            ),
-            (Some(state), _) => format!("it has not stopped (state {state})"),
-            (None, _) => "it is gone".into(),
-        };
-        Error::new(Kind::Timeout, format!("stop {}: {why}", procfs::describe(tid)))
-    }
-}
-
-impl Drop for Seizing {
-    fn drop(&mut self) {
-        if self.armed {
-            self.armed = false;
-            // If it does not stop in this time, the kernel lets it go when this thread ends.
-            drop(self.wait(Instant::now() + Duration::from_millis(100)));
-        }
-    }
-}
-
-/// The error for a thread that ended with this wait status.
-pub(super) fn ended(status: i32) -> Error {
-    let how = match libc::WIFSIGNALED(status) {
-        true => format!("it was killed by signal {}", libc::WTERMSIG(status)),
-        false => format!("it exited with status {}", libc::WEXITSTATUS(status)),
-    };
-    Error::new(Kind::NoSuchEntity, how)
-}
-
 impl Tracee {
-    /// Attaches to thread `tid` (a number in this process' pid namespace) and stops it. What the thread was doing goes
-    /// on when it is let go: sleeps with the time that remains, interrupted calls as if nothing had been.
-    ///
-    /// # Errors
-    /// `NoSuchEntity` when it is gone, `InvalidState` when it is a zombie (also a leader whose other threads live on)
-    /// or traced by somebody else, `Timeout` as [`Seizing::wait`] after 10 s.
-    pub fn seize(tid: i32) -> Result<Self> {
-        Self::seize_begin(tid, Options::default())?.wait(Instant::now() + STOP_TIMEOUT)
-    }
-
-    /// First half of [`Tracee::seize`]: tells the thread to stop and does not wait for it. To stop many threads, begin
-    /// all and wait for each then: they stop at the same time. A thread that is frozen (v1 cgroup freezer) stops when it
-    /// is thawed, before it runs any of its own code.
-    ///
-    /// # Errors
-    /// As [`Tracee::seize`], without `Timeout`.
-    pub fn seize_begin(tid: i32, options: Options) -> Result<Seizing> {
-        let failed = |e: Error| e.context(format!("trace {}", procfs::describe(tid)));
-        ptrace::seize(tid, ptrace_options(options)).map_err(|e| failed(why_not(tid, e)))?;
-        ptrace::interrupt(tid).map_err(|e| failed(errno(e)))?;
-        Ok(Seizing { tid, options, armed: true, thread_bound: PhantomData })
-    }
-
-    /// A thread or process that a tracee made, traced from birth: waits for its first stop, in which it has not run a
-    /// single instruction yet.
-    ///
-    /// # Errors
-    /// As [`Tracee::seize`].
-    pub fn adopt(tid: i32, options: Options) -> Result<Self> {
-        Seizing { tid, options, armed: true, thread_bound: PhantomData }.wait(Instant::now() + STOP_TIMEOUT)
-    }
-
-    fn stopped(tid: i32, options: Options, signal: i32) -> Result<Self> {
+    pub(super) fn stopped(tid: i32, options: Options, signal: i32) -> Result<Self> {
         let mut tracee = Self {
             tid,
             ptrace_options: ptrace_options(options),
             kill: options.kill,
             gadget: None,
             over: false,
+            dispatch: None,
             group_stop: (signal != libc::SIGTRAP).then_some(signal),
             mem: Mem::new(tid),
             thread_bound: PhantomData,
@@ -181,6 +53,7 @@ impl Tracee {
             Err(e) if e.kind == Kind::Unsupported => {}
             other => other?,
         }
+        tracee.dispatch = tracee.user_dispatch()?;
         Ok(tracee)
     }
 
@@ -259,13 +132,20 @@ impl Tracee {
     /// # Errors
     /// `NoSuchEntity`.
     pub fn xstate(&self) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; 64 << 10];
-        let n = match ptrace::regset(self.tid, ptrace::NT_X86_XSTATE, &mut bytes) {
-            Err(Errno::ENODEV | Errno::EINVAL) => 0,
-            other => other.map_err(|e| self.failed("read the extended registers", e))?,
-        };
-        bytes.truncate(n);
-        Ok(bytes)
+        // 11 KiB with all that processors have today; a set that fills the buffer may be cut.
+        let mut size = 16 << 10;
+        loop {
+            let mut bytes = vec![0; size];
+            let n = match ptrace::regset(self.tid, ptrace::NT_X86_XSTATE, &mut bytes) {
+                Err(Errno::ENODEV | Errno::EINVAL) => 0,
+                other => other.map_err(|e| self.failed("read the extended registers", e))?,
+            };
+            if n < size {
+                bytes.truncate(n);
+                return Ok(bytes);
+            }
+            size *= 4;
+        }
     }
 
     /// Puts back what [`Tracee::xstate`] returned.
@@ -333,8 +213,8 @@ impl Tracee {
         }
     }
 
-    /// Syscall User Dispatch (prctl(2)); `None` when it is off or the kernel cannot tell (before 6.4). Calls cannot be
-    /// injected while it is on and blocks.
+    /// Syscall User Dispatch (prctl(2)); `None` when it is off or the kernel cannot tell (before 6.4). Injected calls pass
+    /// it.
     ///
     /// # Errors
     /// `NoSuchEntity`.
@@ -350,9 +230,14 @@ impl Tracee {
     ///
     /// # Errors
     /// When the kernel refuses them.
-    pub fn set_user_dispatch(&mut self, config: Option<&UserDispatch>) -> Result<()> {
-        ptrace::set_user_dispatch(self.tid, config.unwrap_or(&UserDispatch::default()))
-            .map_err(|e| self.failed("set Syscall User Dispatch", e))
+    pub fn set_user_dispatch(&mut self, config: Option<UserDispatch>) -> Result<()> {
+        self.write_user_dispatch(config.unwrap_or_default())?;
+        self.dispatch = config;
+        Ok(())
+    }
+
+    pub(super) fn write_user_dispatch(&self, config: UserDispatch) -> Result<()> {
+        ptrace::set_user_dispatch(self.tid, &config).map_err(|e| self.failed("set Syscall User Dispatch", e))
     }
 
     /// The seccomp filters, the one installed first first.
@@ -376,6 +261,21 @@ impl Tracee {
         }
         filters.reverse();
         Ok(filters)
+    }
+
+    /// What seccomp does to the thread: 0 nothing, 1 strict mode, 2 filters. Where it is not 0, calls must not be injected
+    /// before [`Tracee::suspend_seccomp`]: a filter may kill the process for them.
+    ///
+    /// # Errors
+    /// `NoSuchEntity`.
+    pub fn seccomp_mode(&self) -> Result<u32> {
+        let mode = procfs::status_field(self.tid, "Seccomp").and_then(|v| v.parse().ok());
+        // Kernels without seccomp have no such line; tasks that are gone have no such file.
+        match mode {
+            Some(mode) => Ok(mode),
+            None if procfs::state(self.tid).is_some() => Ok(0),
+            None => Err(self.failed("read the status of", Errno::ESRCH)),
+        }
     }
 
     /// Lets injected calls pass the thread's seccomp filters, or ends that. It ends by itself when the thread is let go.
@@ -453,26 +353,5 @@ impl Drop for Tracee {
                 let _ = self.let_go();
             }
         }
-    }
-}
-
-fn ptrace_options(options: Options) -> u64 {
-    ptrace::O_TRACESYSGOOD | if options.kill { ptrace::O_EXITKILL } else { 0 }
-}
-
-/// Why a thread cannot be seized.
-fn why_not(tid: i32, e: Errno) -> Error {
-    if e != Errno::EPERM {
-        return errno(e);
-    }
-    if matches!(procfs::state(tid), Some('Z' | 'X')) {
-        return Error::new(Kind::InvalidState, "it is a zombie");
-    }
-    match procfs::status_field(tid, "TracerPid").and_then(|v| v.parse::<i32>().ok()) {
-        Some(tracer) if tracer != 0 => Error::new(
-            Kind::InvalidState,
-            format!("{} traces it already (a debugger?)", procfs::describe(tracer)),
-        ),
-        _ => errno(e),
     }
 }

@@ -255,6 +255,7 @@ impl Regs {
             libc::SYS_epoll_pwait2 => self.r10 == 0,
             libc::SYS_semop => true,
             libc::SYS_semtimedop => self.r10 == 0,
+            libc::SYS_io_getevents => self.r8 == 0,
             libc::SYS_rt_sigtimedwait => self.rdx == 0,
             _ => false,
         };

@@ -72,6 +72,7 @@ fn endless_waits_do_not_see_our_interruption() {
     assert_eq!(wait(libc::SYS_epoll_pwait2, 0x7000, 9), -4);
     assert_eq!(wait(libc::SYS_semop, 77, 9), -514);
     assert_eq!(wait(libc::SYS_semtimedop, 77, 9), -4);
+    assert_eq!(wait(libc::SYS_io_getevents, 8, 9), -514);
     assert_eq!(wait(libc::SYS_rt_sigtimedwait, 8, 0), -514);
     assert_eq!(wait(libc::SYS_rt_sigtimedwait, 8, 0x7000), -4);
     assert_eq!(wait(libc::SYS_connect, 0, 0), -4);

@@ -153,7 +153,7 @@ fn dropping_lets_go_or_kills() {
     drop(Tracee::seize_begin(program.pid(), Options::default()).unwrap());
     until("it sleeps again", || program.state() == 'S');
     assert_eq!(status(program.pid(), "TracerPid"), "0");
-    let deadline = Instant::now() + tracee::STOP_TIMEOUT;
+    let deadline = Instant::now() + STOP_TIMEOUT;
     drop(Tracee::seize_begin(program.pid(), Options { kill: true }).unwrap().wait(deadline).unwrap());
     until("it is dead", || dead(program.pid()));
 }
@@ -224,7 +224,8 @@ fn a_restartable_sequence_is_aborted() {
     t.mem().write(rseq.pointer + 8, &region.data().to_ne_bytes()).unwrap();
     t.settle().unwrap();
     assert_eq!(t.regs().unwrap().ip(), 0x1234_5678);
-    let outside = Regs { rip: regs.ip() + 4, ..regs };
+    let mut outside = regs;
+    outside.set_ip(regs.ip() + 4);
     t.set_regs(&outside).unwrap();
     t.settle().unwrap();
     assert_eq!(t.regs().unwrap(), outside);
@@ -294,4 +295,25 @@ fn memory_is_read_and_written() {
     assert!(e.message.contains("exists"), "{e}");
     let at = region.base - (1 << 30);
     assert_eq!(Region::map(&mut t, Some(at)).unwrap().base, at);
+}
+
+/// A program may have its system calls sent back to it; ours are not its.
+#[test]
+fn syscall_user_dispatch_is_passed() {
+    let program = Program::sleep("1000");
+    let (mut t, region) = seized(&program);
+    assert_eq!(t.user_dispatch().unwrap(), None);
+    // The selector byte says "block", and no range is let through.
+    let selector = region.data() + region.data_len() - 1;
+    t.mem().write(selector, &[1]).unwrap();
+    let dispatch = crate::sys::ptrace::UserDispatch { mode: 1, selector, offset: 0, len: 0 };
+    if let Err(e) = t.set_user_dispatch(Some(dispatch)) {
+        eprintln!("skipped: {e}");
+        return;
+    }
+    assert_eq!(t.syscall(libc::SYS_getpid, [0; 6]).unwrap(), Ok(program.pid() as u64));
+    assert_eq!(t.user_dispatch().unwrap(), Some(dispatch));
+    drop(t);
+    // Its own call comes back as SIGSYS.
+    until("it dies of it", || dead(program.pid()));
 }

@@ -81,7 +81,7 @@ fn children_get_their_pids_in_a_namespace_of_their_own() {
 fn a_family_that_is_dropped_goes_down_together() {
     let program = Program::sleep("1000");
     let options = Options { kill: true };
-    let deadline = Instant::now() + tracee::STOP_TIMEOUT;
+    let deadline = Instant::now() + STOP_TIMEOUT;
     let mut t = Tracee::seize_begin(program.pid(), options).unwrap().wait(deadline).unwrap();
     let region = Region::map(&mut t, None).unwrap();
     let child =
@@ -99,6 +99,29 @@ fn a_family_that_is_dropped_goes_down_together() {
     assert_eq!(ran.int(info.at(16)), pid);
     task_list::kill_all([t], Duration::from_secs(10)).unwrap();
     assert!(dead(program.pid()));
+}
+
+#[test]
+fn zombies_have_the_status_they_are_given() {
+    let program = Program::sleep("1000");
+    let (mut t, region) = seized(&program);
+    for status in [0, 7 << 8, 255 << 8, libc::SIGKILL, libc::SIGTERM, libc::SIGSEGV, libc::SIGTRAP, 64] {
+        let fork = Clone3 { exit_signal: libc::SIGCHLD, ..Clone3::default() };
+        let child = t.clone3(&region, &fork).unwrap().unwrap();
+        let pid = child.tid();
+        child.end_as(&region, status).unwrap();
+        assert_eq!(procfs::state(pid), Some('Z'));
+        let mut batch = Batch::new();
+        let found = batch.space(4);
+        batch.must(libc::SYS_wait4, [pid.into(), found, libc::WNOHANG.into(), Arg::NULL]);
+        let ran = batch.run(&mut t, &region).unwrap();
+        assert_eq!((ran.result(CallId::default()), ran.int(found)), (Ok(pid as u64), status));
+    }
+    let fork = Clone3 { exit_signal: libc::SIGCHLD, ..Clone3::default() };
+    let child = t.clone3(&region, &fork).unwrap().unwrap();
+    let pid = child.tid();
+    assert!(child.end_as(&region, 0x137f).is_err());
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn a_breeding_family_is_caught() {
     let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", program.pid())).unwrap();
     let init: i32 = children.trim().parse().unwrap();
     let proc = proc();
-    for _ in 0..10 {
+    for _ in 0..5 {
         let stopped =
             seize_all(&proc, || below(&proc, &[init]), Options::default(), long(), || Ok(())).unwrap();
         assert!(stopped.failed.is_empty(), "{:?}", stopped.failed);

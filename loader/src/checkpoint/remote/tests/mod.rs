@@ -1,4 +1,5 @@
 //! Real processes, stopped and let go. Each test does its ptrace work on its own thread, as ptrace wants it.
+#![cfg(target_arch = "x86_64")]
 
 mod batches;
 mod calls;

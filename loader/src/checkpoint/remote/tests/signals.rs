@@ -173,12 +173,58 @@ fn a_computation_comes_out_right() {
     };
     assert!(alone.ends_with(" True"), "{alone}");
     let mut program = Program::python(code).unwrap();
-    for _ in 0..100 {
-        let (mut t, region) = seized(&program);
+    let mut rounds = 0;
+    // Until it is done.
+    while let Ok(mut t) = Tracee::seize(program.pid()) {
+        let region = Region::map(&mut t, None).unwrap();
         busy(&mut t, &region);
         region.unmap(&mut t).unwrap();
         t.detach(0).unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+        rounds += 1;
     }
+    assert!(rounds >= 10, "{rounds}");
     assert_eq!(program.line(), alone);
     program.finish();
+}
+
+/// A stop that arrives while calls are injected takes effect when the task is let go.
+#[test]
+fn stops_and_continuations_are_kept() {
+    let program = Program::sleep("1000");
+    let (mut t, region) = seized(&program);
+    program.signal(libc::SIGSTOP);
+    for _ in 0..3 {
+        busy(&mut t, &region);
+    }
+    t.detach(0).unwrap();
+    until("it is stopped", || program.state() == 'T');
+    let mut t = Tracee::seize(program.pid()).unwrap();
+    busy(&mut t, &region);
+    program.signal(libc::SIGCONT);
+    busy(&mut t, &region);
+    t.detach(0).unwrap();
+    until("it goes on", || program.state() == 'S');
+}
+
+/// The end of a leader is reported when its threads are gone; nobody waits for that.
+#[test]
+fn a_killed_process_with_many_traced_threads_keeps_nobody_waiting() {
+    let code = "import threading, time\n\
+        for i in range(5): threading.Thread(target=time.sleep, args=(1000,)).start()\n\
+        print('ready')\ntime.sleep(1000)";
+    let Some(program) = Program::python(code) else { return };
+    let proc = crate::procfs::ProcFs::new(std::fs::File::open("/proc").unwrap().into());
+    let pid = program.pid();
+    let long = Instant::now() + STOP_TIMEOUT;
+    let mut threads =
+        task_list::seize_all(&proc, || Ok(vec![pid]), Options::default(), long, || Ok(())).unwrap().threads;
+    assert_eq!(threads.len(), 6);
+    program.signal(libc::SIGKILL);
+    for (_, t) in &mut threads {
+        let e = t.syscall(libc::SYS_getpid, [0; 6]).unwrap_err();
+        assert_eq!(e.kind, airlock_wire::error::Kind::NoSuchEntity, "{e}");
+    }
+    assert!(task_list::kill_all(threads.into_iter().map(|(_, t)| t), STOP_TIMEOUT).is_ok());
+    until("it is gone", || dead(pid));
 }
