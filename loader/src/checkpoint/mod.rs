@@ -15,3 +15,5 @@ pub mod pages;
 pub mod remote;
 pub mod specs;
 pub mod state;
+pub mod sysctl;
+mod watch;

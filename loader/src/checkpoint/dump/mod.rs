@@ -8,7 +8,6 @@ pub mod context;
 pub mod creds;
 pub mod files;
 pub mod mm;
-pub mod net;
 pub mod namespaces;
 pub mod seccomp;
 pub mod signals;
@@ -24,11 +23,11 @@ use super::agent::{Link, next_fd};
 use super::order::{DumpOrder, Event, Report};
 use super::remote::{Arg, Batch};
 use super::state::ContainerState;
+use super::watch::Watch;
 use crate::procfs::ProcFs;
 use airlock_wire::error::{Error, Result};
 use context::Context;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
 use write::Output;
 
 /// Carries a [`DumpOrder`] out.
@@ -68,7 +67,7 @@ fn save(link: &Link, ctx: &mut Context, output: Option<Output>, watch: &mut Watc
             threads: ctx.state.processes.iter().map(|p| p.threads.len() as u32).sum(),
             warnings: ctx.state.warnings.clone(),
             pause_us: watch.elapsed_us(),
-            phases: std::mem::take(&mut watch.phases),
+            phases: watch.phases(),
             ..Report::default()
         };
         link.send(&Event::DryRun(report))?;
@@ -76,7 +75,7 @@ fn save(link: &Link, ctx: &mut Context, output: Option<Output>, watch: &mut Watc
     };
     let mut report = write::image(link, ctx, output, watch)?;
     report.pause_us = watch.elapsed_us();
-    report.phases = std::mem::take(&mut watch.phases);
+    report.phases = watch.phases();
     link.saved(&Event::Saved(report), &[])
 }
 
@@ -167,31 +166,4 @@ fn end(ctx: &mut Context) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// How long each step took.
-#[derive(Debug)]
-struct Watch {
-    begun: Instant,
-    last: Instant,
-    /// Steps and microseconds.
-    phases: Vec<(String, u64)>,
-}
-
-impl Watch {
-    fn new() -> Self {
-        let now = Instant::now();
-        Self { begun: now, last: now, phases: Vec::new() }
-    }
-
-    /// Ends a step.
-    fn step(&mut self, name: &str) {
-        let now = Instant::now();
-        self.phases.push((name.to_owned(), (now - self.last).as_micros() as u64));
-        self.last = now;
-    }
-
-    fn elapsed_us(&self) -> u64 {
-        self.begun.elapsed().as_micros() as u64
-    }
 }

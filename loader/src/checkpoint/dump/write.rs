@@ -2,7 +2,6 @@
 //! the end is missed by its absence.
 #![forbid(unsafe_code)]
 
-use super::Watch;
 use super::context::{Context, Extent};
 use crate::checkpoint::agent::{Link, next_fd};
 use crate::checkpoint::image::{
@@ -11,6 +10,7 @@ use crate::checkpoint::image::{
 };
 use crate::checkpoint::order::{DumpOrder, Report};
 use crate::checkpoint::pages::{self, Content, Like, Memory, Object, Range, Run, RunKind, SumKind, Task};
+use crate::checkpoint::watch::Watch;
 use airlock_wire::error::{Error, Result};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};

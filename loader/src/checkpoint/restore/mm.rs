@@ -36,6 +36,8 @@ pub fn free_address<'a>(
         used.extend(mm.vmas.iter().map(|v| (v.start, v.end)));
         used.push(mm.layout.brk);
     }
+    // `[vsyscall]` is beyond what anybody can map.
+    used.retain(|(start, _)| *start < TASK_END);
     used.sort_unstable();
     let (mut best, mut end) = (None, LOWEST);
     let mut widest = 0;
