@@ -211,7 +211,7 @@ fn races_stay_inside() {
     let attacker = Exchanger::start(s.at("swap"), s.at("link"));
     let end = Instant::now() + Duration::from_millis(700);
     let mut resolved = 0u64;
-    while Instant::now() < end || attacker.exchanges() < 100 {
+    while Instant::now() < end || resolved == 0 || attacker.exchanges() < 100 {
         let path = Path::new("swap/x");
         let results = [
             open_in_root(s.root.as_fd(), path, OFlag::O_PATH),
@@ -224,7 +224,6 @@ fn races_stay_inside() {
             assert_ne!(fstat(fd).unwrap().st_ino, outside);
         }
     }
-    assert!(resolved > 0);
     drop(attacker);
     let leaked: Vec<_> = fs::read_dir(s.base.path().join("outside/x")).unwrap().collect();
     assert!(leaked.is_empty(), "made outside the root: {leaked:?}");

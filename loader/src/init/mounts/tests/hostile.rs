@@ -183,7 +183,7 @@ fn race(swaps: &[(&str, &str)], dev_mount: bool) {
     let attackers = Arc::new(attackers);
     let end = Instant::now() + Duration::from_millis(1500);
     let (mut built, mut refused) = (0, 0);
-    while Instant::now() < end || attackers.iter().any(|a| a.exchanges() < 100) {
+    while Instant::now() < end || built + refused <= 10 || attackers.iter().any(|a| a.exchanges() < 100) {
         match attempt(stage.image.clone(), dev_mount, Arc::clone(&attackers)) {
             Ok(()) => built += 1,
             Err(_) => refused += 1,
@@ -192,7 +192,6 @@ fn race(swaps: &[(&str, &str)], dev_mount: bool) {
     drop(attackers);
     assert_eq!(stage.outside(), before);
     eprintln!("race over {swaps:?}: {built} built, {refused} refused");
-    assert!(built + refused > 10);
 }
 
 #[test]
