@@ -4,7 +4,9 @@ use crate::container_manager::{Verb, prepare_subcontainer};
 use airlock_loader::checkpoint::order::{DumpOrder, Report as Done, RestoreOrder};
 use airlock_loader::loader::Loader;
 use airlock_loader::loader::checkpoint::{CheckpointRequest, Notice, RestoreRequest, Saved};
-use airlock_wire::api::airlock::{Checkpoint as OwnCheckpoint, CheckpointProgress, Restore as OwnRestore};
+use airlock_wire::api::airlock::{
+    Checkpoint as OwnCheckpoint, CheckpointProgress, Restore as OwnRestore, RestoreContainer,
+};
 use airlock_wire::api::checkpoint::{
     CheckpointArgs, Progress, Refusal, Report, RestoreArgs, SaveOpts, Savings,
 };
@@ -38,6 +40,12 @@ pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
     registry.on::<OwnRestore>(move |call, args| restore(&l, call, args));
     let l = loader.clone();
     registry.on::<RestoreSubcontainer>(move |call, args| restore_subcontainer(&l, call, args));
+    let l = loader.clone();
+    registry.on::<RestoreContainer>(move |_, args| {
+        l.may_restore_container()?;
+        let (report, missing) = l.restore_container(&l.container(&args.cid)?)?;
+        Ok(restored(report, missing))
+    });
     let l = loader.clone();
     registry.on::<WaitCheckpoint>(move |call, Empty {}| {
         let notice = l.next_checkpoint()?;
@@ -173,7 +181,11 @@ fn restore(loader: &Arc<Loader>, call: &mut Call<'_>, args: RestoreArgs) -> Resu
     };
     let request = RestoreRequest { order, files: call.take_fds() };
     let (report, missing) = loader.restore(request)?;
-    Ok(Report { missing: missing as u32, ..report.map(done).unwrap_or_default() })
+    Ok(restored(report, missing))
+}
+
+fn restored(report: Option<Done>, missing: usize) -> Report {
+    Report { missing: missing as u32, ..report.map(done).unwrap_or_default() }
 }
 
 /// A container of a sandbox that is being restored: set up as for a start, but left to the restore.

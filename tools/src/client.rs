@@ -20,6 +20,7 @@ use crate::sandbox::reap;
 use crate::state::{State, StateDir, Status, exit_code, not_running};
 use airlock_wire::api::airlock::{ContainerId, PauseContainer, ResumeContainer};
 use airlock_wire::api::container_manager as cm;
+use airlock_wire::api::types::Empty;
 use airlock_wire::client::{Client, Dialect};
 use airlock_wire::error::{Error, Kind, Result};
 use airlock_wire::method::Method;
@@ -310,6 +311,24 @@ impl Airlock {
             self.states.connect(&state).and_then(|mut client| client.call::<cm::WaitPID>(&args, &[]));
         let reply = waited.map_err(|e| self.states.or_ended(&state, e))?;
         Ok(exit_code(reply.value.cast_signed()))
+    }
+
+    /// Waits for the next checkpoint of the sandbox that a container lives in.
+    ///
+    /// # Errors
+    /// `container does not exist`; `container not running`; that the checkpoint failed, and why.
+    pub fn wait_checkpoint(&self, id: &str) -> Result<()> {
+        let state = self.alive(id)?;
+        self.states.connect(&state)?.call::<cm::WaitCheckpoint>(&Empty {}, &[]).map(drop)
+    }
+
+    /// Waits until the sandbox that a container lives in is restored with all its memory; returns at once if it is.
+    ///
+    /// # Errors
+    /// `container does not exist`; it is not being restored; that the restore failed, and why.
+    pub fn wait_restore(&self, id: &str) -> Result<()> {
+        let state = self.states.load(id)?;
+        self.states.connect(&state)?.call::<cm::WaitRestore>(&Empty {}, &[]).map(drop)
     }
 
     fn wait_init(&self, state: &State) -> Result<i32> {

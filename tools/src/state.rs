@@ -114,6 +114,12 @@ pub struct State {
     /// Directories on the host that hold its overlay layers.
     #[serde(default)]
     pub filestores: Vec<PathBuf>,
+    /// Overlay over root filesystem and mounts that it was made with, in gVisor's form.
+    #[serde(default)]
+    pub overlay: Option<String>,
+    /// What `start` restores it from, instead of starting it.
+    #[serde(default)]
+    pub restore: Option<crate::container::restore::RestoreOptions>,
     /// Hooks to run once the program is started.
     pub poststart: Vec<Hook>,
     /// Hooks to run once the container is deleted.

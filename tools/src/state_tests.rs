@@ -32,6 +32,8 @@ fn state(id: &str, phase: Phase) -> State {
         terminal: false,
         cgroup: crate::cgroups::Manager::default(),
         filestores: Vec::new(),
+        overlay: None,
+        restore: None,
         poststart: Vec::new(),
         poststop: Vec::new(),
         phase,

@@ -4,6 +4,7 @@
 
 use super::exec::{send_pidfd, write_pid_file};
 use super::making::{self, Answered, Making, Sockets};
+use super::restore::Source;
 use super::{CreateOptions, check_terminal, pidns, pod};
 use crate::cgroups::Manager;
 use crate::hooks::{self, HookState};
@@ -59,12 +60,19 @@ pub fn create(dir: &StateDir, id: &str, bundle: &Bundle, options: CreateOptions)
 
 fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: CreateOptions) -> Result<Created> {
     let spec = &bundle.spec;
+    let source = Source::of(&mut options)?;
+    let restores = source.is_some() || options.restore.is_some();
     let mut sockets = Sockets::connect(&options, spec)?;
     let id_maps = podspec::id_maps(spec)?;
     let mut join = podspec::open_namespaces(spec)?;
     pidns::prefer_containers(dir, &mut join)?;
     let manager = Manager::plan(spec, id, options.systemd_cgroup)?;
-    let mut making = Making::begin(dir, making::first_state(id, id, bundle, manager)?)?;
+    let mut state = making::first_state(id, id, bundle, manager)?;
+    state.overlay.clone_from(&options.overlay);
+    if source.is_none() {
+        state.restore = options.restore.take();
+    }
+    let mut making = Making::begin(dir, state)?;
 
     // The child starts up while we open what it will need.
     let binary = protected_binary(&options.sandbox)?;
@@ -90,7 +98,7 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
         user_log: options.user_log.take().map(|fd| fds.push(fd)),
         self_exe: Some(fds.push(binary)),
         host_pid: podspec::host_pid(spec),
-        autostart: options.autostart && !sockets.has_agent(),
+        autostart: options.autostart && !restores && !sockets.has_agent(),
         hold,
         allowed_uids: std::mem::take(&mut options.allowed_uids),
         stop_grace_ms: STOP_GRACE_MS,
@@ -101,10 +109,13 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
 
     let answered =
         Answered { console: booted.console.take(), seccomp_listener: booted.seccomp_listener.take() };
-    let late_start = options.autostart && sockets.has_agent();
+    let late_start = options.autostart && !restores && sockets.has_agent();
     let console = sockets.deliver(&making.state, booted.loader.pid, answered)?;
     if late_start {
         pod::start(dir, &making.state)?;
+    }
+    if let Some(source) = source {
+        source.restore(&mut booted.client)?;
     }
     send_pidfd(sockets.pidfd.take(), booted.loader)?;
     making.state.phase = Phase::Created;

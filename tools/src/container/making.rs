@@ -134,6 +134,8 @@ pub(super) fn first_state(
         terminal: bundle.terminal(),
         cgroup,
         filestores: Vec::new(),
+        overlay: None,
+        restore: None,
         poststart: hooks(Hooks::poststart),
         poststop: hooks(Hooks::poststop),
         phase: Phase::Creating { by: ProcessId::current()? },

@@ -5,21 +5,26 @@
 
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
 mod create;
 mod delete;
 mod exec;
+mod fork;
 mod host;
+pub mod image;
 mod making;
 pub mod passed;
 mod pidns;
 mod pod;
 mod process;
+pub mod restore;
 mod run;
 mod start;
 
 pub use create::{Created, create};
 pub use delete::{DeleteOptions, delete, purge};
 pub use exec::{ExecOptions, Executed, exec, write_pid_file};
+pub use fork::{ForkOptions, fork};
 pub use host::HostCommand;
 pub use process::{ProcessFlags, ProcessObject};
 pub use run::{Outcome, run_detached, run_foreground};
@@ -97,6 +102,10 @@ pub struct CreateOptions {
     pub systemd_cgroup: bool,
     /// Starts the program at once.
     pub autostart: bool,
+    /// Instead of being started the container is restored from an image: at once with `autostart`, else by [`start`].
+    pub restore: Option<restore::RestoreOptions>,
+    /// An image that the caller has opened: the container is restored from it at once.
+    pub image: Option<image::Image>,
     /// User ids that may call the sandbox besides root.
     pub allowed_uids: Vec<u32>,
     /// Overlay over root filesystem and mounts, in gVisor's form (`root:memory`).

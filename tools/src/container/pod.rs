@@ -6,6 +6,7 @@ use super::CreateOptions;
 use super::create::Created;
 use super::exec::{launch, send_pidfd, write_pid_file};
 use super::making::{self, Answered, Making, Sockets};
+use super::restore::{RestoreOptions, write_log};
 use crate::cgroups::Manager;
 use crate::gofer::{PodMountHints, PodMounts};
 use crate::hooks::{self, HookState};
@@ -52,6 +53,8 @@ pub(super) fn create(
     let manager = Manager::plan(spec, id, options.systemd_cgroup)?;
     let mut state = making::first_state(id, sandbox_id, bundle, manager)?;
     state.loader = sandbox.loader;
+    state.overlay.clone_from(&options.overlay);
+    state.restore = options.restore.clone().filter(|_| !options.autostart);
     let mut making = Making::begin(dir, state)?;
     dir.save_config(id, bundle.text.as_bytes())?;
 
@@ -94,8 +97,10 @@ pub(super) fn create(
         // The sandbox and its namespaces exist already: its early hooks find them all.
         let hook_state = HookState::new(&making.state, Status::Creating, stand_in.pid);
         making::early_hooks(spec).iter().try_for_each(|(kind, list)| hooks::run(kind, list, &hook_state))?;
-        if options.autostart {
-            start(dir, &making.state)?;
+        match &options.restore {
+            Some(restore) if options.autostart => restore_container(dir, &making.state, restore)?,
+            None if options.autostart => start(dir, &making.state)?,
+            _ => {}
         }
         send_pidfd(sockets.pidfd.take(), stand_in)?;
         making.state.phase = Phase::Created;
@@ -126,6 +131,21 @@ fn pod_mounts(dir: &StateDir, sandbox_id: &str, client: &mut Client) -> Result<P
     }
     let reply = client.call::<api::SharedMounts>(&Empty {}, &[])?;
     Ok(PodMounts { hints, kept: reply.value.into_iter().zip(reply.fds).collect() })
+}
+
+/// Has a container restored with its sandbox, whose own restore said from what.
+pub(super) fn restore_container(
+    dir: &StateDir,
+    state: &crate::state::State,
+    options: &RestoreOptions,
+) -> Result<()> {
+    let mut client = dir.connect(state)?;
+    let args = api::ContainerId { cid: state.id.clone() };
+    let outcome = client.call::<api::RestoreContainer>(&args, &[]).map(|reply| reply.value);
+    if let Some(work) = &options.work_path {
+        write_log(work, "restore.log", &outcome);
+    }
+    outcome.map(drop).map_err(|e| e.context("restore"))
 }
 
 /// Has the program of a container executed that this process is making.

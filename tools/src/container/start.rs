@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use super::pod::restore_container;
+use super::restore::Source;
 use crate::hooks::{self, HookState};
 use crate::state::{State, StateDir, Status};
 use airlock_wire::api::airlock as api;
@@ -28,8 +30,13 @@ pub fn start(dir: &StateDir, id: &str) -> Result<()> {
         }
     }
     dir.connect(&state)
-        .and_then(|mut client| {
-            client.call::<api::StartContainer>(&api::ContainerId { cid: id.to_owned() }, &[])
+        .and_then(|mut client| match &state.restore {
+            Some(restore) if state.is_subcontainer() => restore_container(dir, &state, restore),
+            Some(restore) => Source::open(restore)?.restore(&mut client).map(drop),
+            None => {
+                let args = api::ContainerId { cid: id.to_owned() };
+                client.call::<api::StartContainer>(&args, &[]).map(drop)
+            }
         })
         .map_err(|e| {
             // A start that fails says why, and is the container's end: only one that says nothing met another end.

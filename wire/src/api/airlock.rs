@@ -39,6 +39,9 @@ crate::methods! {
     Checkpoint: CheckpointArgs => Report, fds "in: as containerManager.Checkpoint; with `parent` the parent's statefile, pages' metadata and pages; with `commit` a stream socket";
     /// containerManager.Restore with airlock's own options and a report.
     Restore: RestoreArgs => Report, fds "in: as containerManager.Restore; then for each parent image its pages' metadata and its pages";
+    /// Has a created container restored together with its sandbox, whose restore has begun; returns at once unless it is
+    /// the last one, which has all of them restored.
+    RestoreContainer: ContainerId => Report;
     /// Tells how far a checkpoint or restore is that another connection has asked for.
     CheckpointProgress: Empty => Progress;
 }

@@ -230,7 +230,7 @@ fn defaults_of_every_method() {
         usage: Collect;
         debug: Stacks;
         airlock: Continue PrepareSubcontainer StartContainer PauseContainer ResumeContainer Supervise Exec Info List Methods SignalForward SharedMounts
-            Checkpoint Restore CheckpointProgress;
+            Checkpoint Restore RestoreContainer CheckpointProgress;
     }
 }
 

@@ -9,6 +9,7 @@ mod commands;
 mod global;
 mod logging;
 mod output;
+mod progress;
 mod values;
 
 use airlock_wire::error::{Error, Result};
@@ -21,6 +22,9 @@ use std::process::ExitCode;
 
 /// Exit status of `exec` when the program could not be started: any other could be the program's own.
 const EXEC_FAILED: u8 = 255;
+
+/// Exit status of `statefile` when an image cannot be read: 1 says that it is damaged, or not as another.
+const UNREADABLE: u8 = 2;
 
 /// The OCI runtime specification that `--version` and `features` name.
 const OCI_VERSION: &str = "1.2.1";
@@ -75,8 +79,10 @@ fn run(
     }
     let args: GlobalArgs = parse(globals.clone(), split.globals)?;
     *parsed = Some(args.clone());
-    if command == "exec" {
-        *failed = EXEC_FAILED;
+    match command.as_str() {
+        "exec" => *failed = EXEC_FAILED,
+        "statefile" => *failed = UNREADABLE,
+        _ => {}
     }
     dispatch(globals, &command, args, split.rest)
 }
@@ -123,10 +129,14 @@ fn dispatch(
         "wait" => command!("wait", wait, WaitArgs, Tail::None),
         "pause" => command!("pause", pause, PauseArgs, Tail::None),
         "resume" => command!("resume", resume, ResumeArgs, Tail::None),
+        "checkpoint" => command!("checkpoint", checkpoint, CheckpointArgs, Tail::None),
+        "restore" => command!("restore", restore, RestoreArgs, Tail::None),
+        "fork" => command!("fork", fork, ForkArgs, Tail::None),
         "events" => command!("events", events, EventsArgs, Tail::None),
         "update" => command!("update", update, UpdateArgs, Tail::None),
         "spec" => command!("spec", spec, SpecArgs, Tail::After(0)),
         "features" => command!("features", features, FeaturesArgs, Tail::None),
+        "statefile" => command!("statefile", statefile, StatefileArgs, Tail::None),
         "call" => command!("call", call, CallArgs, Tail::None),
         "completions" => command!("completions", completions, CompletionsArgs, Tail::None),
         "man" => command!("man", man, ManArgs, Tail::None),

@@ -2,8 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-use crate::cli::{ContainerArgs, CreateArgs};
+use crate::cli::{ContainerArgs, CreateArgs, ImageArgs};
 use crate::global::Global;
+use airlock::container::restore::RestoreOptions;
 use airlock::container::{self, CreateOptions, Stdio, passed};
 use airlock::podspec::Bundle;
 use airlock::sandbox::SandboxOptions;
@@ -20,8 +21,22 @@ const DEBUG: u8 = 4;
 pub fn run(global: &Global, args: CreateArgs) -> Result<ExitCode> {
     let dir = StateDir::open(&global.root)?;
     let bundle = Bundle::load(&args.container.bundle)?;
-    container::create(&dir, &args.container.id, &bundle, options(global, &args.container)?)?;
+    let options = CreateOptions { restore: args.image.options(), ..options(global, &args.container)? };
+    container::create(&dir, &args.container.id, &bundle, options)?;
     Ok(ExitCode::SUCCESS)
+}
+
+impl ImageArgs {
+    /// What the container is restored from, if it is.
+    pub fn options(&self) -> Option<RestoreOptions> {
+        self.image_path.as_ref().map(|image| RestoreOptions {
+            // `start` may be called in another folder.
+            image: std::path::absolute(image).unwrap_or_else(|_| image.clone()),
+            background: self.background,
+            key_file: self.key_file.as_ref().map(|f| std::path::absolute(f).unwrap_or_else(|_| f.clone())),
+            ..RestoreOptions::default()
+        })
+    }
 }
 
 /// This program itself becomes the sandbox.

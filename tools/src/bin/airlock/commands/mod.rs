@@ -3,6 +3,7 @@
 
 pub mod boot;
 pub mod call;
+pub mod checkpoint;
 pub mod completions;
 pub mod create;
 pub mod delete;
@@ -10,16 +11,19 @@ pub mod do_;
 pub mod events;
 pub mod exec;
 pub mod features;
+pub mod fork;
 pub mod kill;
 pub mod list;
 pub mod man;
 pub mod pause;
 pub mod proxy;
 pub mod ps;
+pub mod restore;
 pub mod resume;
 pub mod run;
 pub mod spec;
 pub mod start;
 pub mod state;
+pub mod statefile;
 pub mod update;
 pub mod wait;

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::create::options;
-use crate::cli::RunArgs;
+use crate::cli::{ContainerArgs, RunArgs};
 use crate::global::Global;
 use airlock::console::SignalBlock;
 use airlock::container::{self, CreateOptions};
@@ -14,18 +14,36 @@ use std::process::ExitCode;
 
 /// Runs the container; its exit status becomes ours.
 pub fn run(global: &Global, args: RunArgs) -> Result<ExitCode> {
+    let options = CreateOptions { restore: args.image.options(), ..options(global, &args.container)? };
+    run_to_end(global, &args.container, options, Fate { detach: args.detach, keep: args.keep })
+}
+
+/// What becomes of a container that runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Fate {
+    /// It runs on its own.
+    pub detach: bool,
+    /// Its state is kept after its end.
+    pub keep: bool,
+}
+
+/// Creates a container and has it run (or restored, as `options` say); in the foreground, its exit status becomes ours.
+pub fn run_to_end(
+    global: &Global,
+    args: &ContainerArgs,
+    options: CreateOptions,
+    fate: Fate,
+) -> Result<ExitCode> {
     let dir = StateDir::open(&global.root)?;
-    let id = &args.container.id;
-    let bundle = Bundle::load(&args.container.bundle)?;
-    let options =
-        CreateOptions { autostart: true, attached: !args.detach, ..options(global, &args.container)? };
-    if args.detach {
-        container::run_detached(&dir, id, &bundle, options)?;
+    let bundle = Bundle::load(&args.bundle)?;
+    let options = CreateOptions { autostart: true, attached: !fate.detach, ..options };
+    if fate.detach {
+        container::run_detached(&dir, &args.id, &bundle, options)?;
         return Ok(ExitCode::SUCCESS);
     }
     let block = SignalBlock::forwardable()?;
-    let created = container::create(&dir, id, &bundle, options)?;
-    let outcome = container::run_foreground(&dir, created, block, args.keep)?;
+    let created = container::create(&dir, &args.id, &bundle, options)?;
+    let outcome = container::run_foreground(&dir, created, block, fate.keep)?;
     Ok(status(outcome.wait_status))
 }
 

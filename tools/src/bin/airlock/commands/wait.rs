@@ -18,13 +18,20 @@ struct Waited<'a> {
     exit_status: i32,
 }
 
-/// Waits, and prints `{"id","exitStatus"}`.
+/// Waits, and prints `{"id","exitStatus"}` of a container or process that has ended.
 pub fn run(global: &Global, args: WaitArgs) -> Result<ExitCode> {
+    let airlock = global.airlock()?;
+    if args.checkpoint {
+        return airlock.wait_checkpoint(&args.id).map(|()| ExitCode::SUCCESS);
+    }
+    if args.restore {
+        return airlock.wait_restore(&args.id).map(|()| ExitCode::SUCCESS);
+    }
     let target = match (args.pid, args.rootpid) {
         (Some(pid), _) => WaitTarget::Pid(pid),
         (None, Some(pid)) => WaitTarget::RootPid(pid),
         (None, None) => WaitTarget::Init,
     };
-    let exit_status = global.airlock()?.wait(&args.id, target)?;
+    let exit_status = airlock.wait(&args.id, target)?;
     output::print_json_line(&Waited { id: &args.id, exit_status }).map(|()| ExitCode::SUCCESS)
 }
