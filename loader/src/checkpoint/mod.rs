@@ -5,14 +5,16 @@
 //! page and of a descriptor.
 
 pub mod agent;
+pub mod clocks;
 pub mod dump;
-pub mod restore;
 pub mod image;
 pub mod inet;
 pub mod inside;
+pub mod machine;
 pub mod order;
 pub mod pages;
 pub mod remote;
+pub mod restore;
 pub mod specs;
 pub mod state;
 pub mod sysctl;

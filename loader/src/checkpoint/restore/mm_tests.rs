@@ -102,7 +102,9 @@ fn an_address_space_is_made_anew_in_place() {
         leader_gone: false,
         threads: Vec::new(),
         ns_tids: Vec::new(),
+        statuses: Vec::new(),
         region: None,
+        memory: dumped::MemoryFacts::default(),
     });
     described::collect(&mut ctx, 0, &smaps, brk).unwrap();
     assert!(ctx.refusals.is_empty(), "{:?}", ctx.refusals);
