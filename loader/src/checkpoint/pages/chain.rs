@@ -69,6 +69,11 @@ impl Chain {
         &self.images
     }
 
+    /// Takes it apart.
+    pub fn into_images(self) -> Vec<Image> {
+        self.images
+    }
+
     /// True when the newest image has the object, even without pages.
     pub fn contains(&self, object: Object) -> bool {
         self.images.first().is_some_and(|i| i.index.contains(object))

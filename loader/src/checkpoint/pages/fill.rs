@@ -102,7 +102,7 @@ pub fn fill(
 
 /// Cuts the pages of an address space into jobs of 2 MiB at most.
 fn jobs(target: usize, layout: &Layout, ranges: &[Range], descriptor: bool) -> Vec<Job> {
-    let mut jobs = Vec::new();
+    let (mut jobs, huge) = (Vec::new(), layout.huge_pages());
     for piece in layout.pieces() {
         let mut at = piece.start;
         while at < piece.end() {
@@ -117,7 +117,7 @@ fn jobs(target: usize, layout: &Layout, ranges: &[Range], descriptor: bool) -> V
             };
             let end = piece.end().min(block).min(limit);
             let range = range.copied().unwrap_or_default();
-            let whole = piece.huge && end - at == HUGE;
+            let whole = huge.binary_search(&(at - at % HUGE)).is_ok();
             let plain = !range.hugetlb() && !range.backed && !range.file_pages && range.end != 0;
             let way = if plain && !whole && descriptor { Way::Copy } else { Way::Write };
             // New anonymous memory has zeros.

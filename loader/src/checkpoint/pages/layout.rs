@@ -1,7 +1,7 @@
 //! What an object consists of, with all references followed.
 #![forbid(unsafe_code)]
 
-use super::PAGE;
+use super::{HUGE, PAGE};
 use std::ops::Range;
 
 /// Pages of an object, one after the other, of one source.
@@ -118,6 +118,25 @@ impl Layout {
         spans
     }
 
+    /// Addresses of huge pages that are there as a whole, ascending.
+    pub(super) fn huge_pages(&self) -> Vec<u64> {
+        let (mut whole, mut block, mut seen) = (Vec::new(), u64::MAX, 0);
+        for piece in self.pieces.iter().filter(|p| p.huge && p.source != Source::Zero) {
+            let mut at = piece.start;
+            while at < piece.end() {
+                let start = at - at % HUGE;
+                let end = start.saturating_add(HUGE).min(piece.end());
+                seen = if start == block { seen } else { 0 } + (end - at);
+                block = start;
+                if seen == HUGE {
+                    whole.push(block);
+                }
+                at = end;
+            }
+        }
+        whole
+    }
+
     /// Adds a piece behind all others.
     pub(super) fn push(&mut self, piece: Piece) {
         match self.pieces.last_mut() {
@@ -180,7 +199,8 @@ impl Layout {
         for piece in &self.pieces {
             let mut at = piece.start;
             let first = ranges.partition_point(|r| r.end <= at);
-            for range in ranges.iter().skip(first).take_while(|r| r.start < piece.end()) {
+            let near = ranges.iter().skip(first).take_while(|r| r.start < piece.end());
+            for range in near.filter(|r| r.start < r.end) {
                 let (from, to) = (range.start.max(at), range.end.min(piece.end()));
                 if at < from {
                     outside.push(piece.part(at..from));

@@ -42,14 +42,21 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+pub mod descriptor;
 mod fill;
 mod index;
 mod layout;
 mod memory;
 mod parallel;
 mod pool;
+#[cfg(test)]
+mod roundtrip_tests;
 mod scan;
+#[cfg(test)]
+mod scan_tests;
 mod sums;
+#[cfg(test)]
+mod testing;
 mod unit;
 mod writer;
 
@@ -60,7 +67,7 @@ pub use layout::{Layout, Piece, Source};
 pub use memory::Memory;
 pub use scan::{Run, RunKind, scan};
 pub use sums::SumKind;
-pub use writer::{Content, Like, Options, Stats, Task, Writer};
+pub use writer::{Content, Known, Like, Options, Stats, Task, Writer};
 
 /// Bytes of a page. Huge pages are counted in these too.
 pub const PAGE: u64 = 4096;

@@ -93,8 +93,11 @@ pub(super) fn regions(
 }
 
 fn fast(memory: &Memory, range: &Range, room: &mut [Region]) -> std::result::Result<Vec<Run>, Errno> {
+    // To know whose a page is, the kernel has to look at its descriptor in memory, which is most of the work: only
+    // asked where pages of a file can be.
+    let file = if range.backed && !range.file_pages { pagemap::FILE } else { 0 };
     let mut query = Query {
-        none_of: pagemap::PFNZERO | if range.file_pages { 0 } else { pagemap::FILE },
+        none_of: pagemap::PFNZERO | file,
         any_of: pagemap::PRESENT | pagemap::SWAPPED,
         report: pagemap::HUGE | pagemap::GUARD,
         ..Query::default()
@@ -146,7 +149,7 @@ pub(super) fn push(runs: &mut Vec<Run>, run: Run) {
 
 /// The same by `/proc/<pid>/pagemap`, eight bytes for each page. It tells neither huge pages nor pages of zeros: a page
 /// counts as huge when a whole one of a range that wants them is there, and zeros are found when they are read.
-fn slow(memory: &Memory, range: &Range) -> Result<Vec<Run>> {
+pub(super) fn slow(memory: &Memory, range: &Range) -> Result<Vec<Run>> {
     const PRESENT: u64 = 1 << 63;
     const SWAPPED: u64 = 1 << 62;
     const FILE: u64 = 1 << 61;
@@ -186,9 +189,4 @@ fn mark_huge(runs: Vec<Run>) -> Vec<Run> {
         push(&mut marked, part(to, run.end(), false));
     }
     marked
-}
-
-#[cfg(test)]
-pub(super) mod testing {
-    pub use super::{fast, slow};
 }

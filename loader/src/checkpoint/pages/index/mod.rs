@@ -3,6 +3,8 @@
 
 mod decode;
 mod encode;
+#[cfg(test)]
+mod tests;
 
 use super::{Object, PAGE, SumKind};
 use crate::checkpoint::image::Compression;

@@ -119,7 +119,7 @@ impl Writer {
     /// # Errors
     /// I/O; an unsuitable `base`.
     pub fn new(file: File, base: u64, options: Options) -> Result<Self> {
-        if base % super::PAGE != 0 {
+        if !base.is_multiple_of(super::PAGE) {
             return Err(Error::new(Kind::InvalidArgument, "page data must begin on a page boundary"));
         }
         if base == 0 {
