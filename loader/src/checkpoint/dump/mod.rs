@@ -9,6 +9,7 @@ pub mod creds;
 pub mod files;
 pub mod mm;
 pub mod namespaces;
+pub mod net;
 pub mod seccomp;
 pub mod signals;
 pub mod smaps;
