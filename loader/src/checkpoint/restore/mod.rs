@@ -3,6 +3,7 @@
 
 pub mod context;
 pub mod mm;
+pub mod net;
 pub mod source;
 pub mod spaces;
 pub mod stubs;
