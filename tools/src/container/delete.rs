@@ -23,6 +23,9 @@ use std::time::{Duration, Instant};
 /// A killed process that has not ended by then is stuck in the kernel.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
+/// Between two looks at a cgroup whose processes are ending.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
 /// How long `delete --force` waits for another command that is at work on the same container.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
@@ -110,15 +113,17 @@ fn remove_unreadable(dir: &StateDir, id: &str, error: &Error) -> Result<()> {
     let path = config.as_ref().and_then(|spec| spec.linux().as_ref()?.cgroups_path().as_deref());
     let plan = || Manager::plan_path(id, path, false);
     let removed = (|| {
-        let end = Instant::now() + KILL_LIMIT;
-        let mut cgroup = plan()?;
         // The sandbox may still be on its way out. Its last process leaves the cgroup before it ends.
-        while let Some(pid) = cgroup.all_procs()?.first().filter(|_| Instant::now() < end) {
-            if let Ok(process) = ProcessId::of(*pid) {
-                process.wait(Some(Duration::from_millis(10)))?;
-            }
-            cgroup = plan()?;
+        let in_use = || match plan().and_then(|cgroup| cgroup.all_procs()) {
+            Ok(pids) => !pids.is_empty(),
+            Err(e) => e.kind == Kind::InvalidState,
+        };
+        let end = Instant::now() + KILL_LIMIT;
+        while in_use() && Instant::now() < end {
+            std::thread::sleep(LOOK_AGAIN);
         }
+        // Only now: a plan that was made while somebody was there leaves everything to them.
+        let cgroup = plan()?;
         cgroup.kill_all()?;
         cgroup.remove()
     })();
