@@ -1,0 +1,118 @@
+//! `statefile diff`: what two images say differently.
+
+#![forbid(unsafe_code)]
+
+use super::image::Opened;
+use super::lists::printable;
+use super::view;
+use crate::cli::TableFormat;
+use crate::output;
+use airlock_wire::error::Result;
+use serde::Serialize;
+use serde_json::Value;
+use std::process::ExitCode;
+
+/// Longer values are cut, characters.
+const SHOWN: usize = 60;
+
+/// A place where the images differ.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Difference {
+    /// Names on the way there, `/` between them.
+    pub path: String,
+    /// The first image's value; null: it has none.
+    pub first: Value,
+    /// The second image's.
+    pub second: Value,
+}
+
+/// Prints the differences; ends with status 1 if there are any.
+pub fn run(first: &Opened, second: &Opened, format: TableFormat) -> Result<ExitCode> {
+    let mut found = Vec::new();
+    compare("", &view::of(first)?, &view::of(second)?, &mut found);
+    match format {
+        TableFormat::Json => output::print_json_line(&found)?,
+        TableFormat::Table => output::print(&found.iter().map(line).collect::<String>())?,
+    }
+    Ok(if found.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Adds what differs below `path`.
+pub fn compare(path: &str, first: &Value, second: &Value, found: &mut Vec<Difference>) {
+    if first == second {
+        return;
+    }
+    let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
+    match (first, second) {
+        (Value::Object(a), Value::Object(b)) => {
+            for (name, value) in a {
+                compare(&below(name), value, b.get(name).unwrap_or(&Value::Null), found);
+            }
+            for (name, value) in b.iter().filter(|(name, _)| !a.contains_key(*name)) {
+                compare(&below(name), &Value::Null, value, found);
+            }
+        }
+        (Value::Array(a), Value::Array(b)) if words(a) && words(b) => {
+            let missing = |of: &[Value], from: &[Value]| -> Vec<Value> {
+                of.iter().filter(|value| !from.contains(value)).cloned().collect()
+            };
+            for gone in missing(a, b) {
+                found.push(Difference { path: path.to_owned(), first: gone, second: Value::Null });
+            }
+            for new in missing(b, a) {
+                found.push(Difference { path: path.to_owned(), first: Value::Null, second: new });
+            }
+            let same = |list: &[Value]| list.iter().all(|value| a.contains(value) && b.contains(value));
+            if same(a) && same(b) {
+                found.push(Difference {
+                    path: path.to_owned(),
+                    first: first.clone(),
+                    second: second.clone(),
+                });
+            }
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            for (i, (a, b)) in a.iter().zip(b).enumerate() {
+                compare(&below(&i.to_string()), a, b, found);
+            }
+        }
+        _ => found.push(Difference { path: path.to_owned(), first: first.clone(), second: second.clone() }),
+    }
+}
+
+/// A list whose order says little.
+fn words(list: &[Value]) -> bool {
+    list.iter().all(Value::is_string)
+}
+
+fn line(difference: &Difference) -> String {
+    let Difference { path, first, second } = difference;
+    let text = match (first, second) {
+        (value, Value::Null) => format!("- {path}{}", after(value)),
+        (Value::Null, value) => format!("+ {path}{}", after(value)),
+        (first, second) => format!("~ {path}: {} → {}", short(first), short(second)),
+    };
+    printable(&text) + "\n"
+}
+
+fn after(value: &Value) -> String {
+    match value {
+        // What a process is called says more than all that is known of it.
+        Value::Object(map) => match map.get("what").or_else(|| map.get("comm")) {
+            Some(what) => format!(": {}", short(what)),
+            None => String::new(),
+        },
+        value => format!(": {}", short(value)),
+    }
+}
+
+fn short(value: &Value) -> String {
+    let text = match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    match text.char_indices().nth(SHOWN) {
+        Some((at, _)) => format!("{}… ({} bytes)", &text[..at], text.len()),
+        None => text,
+    }
+}
