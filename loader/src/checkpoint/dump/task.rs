@@ -370,7 +370,7 @@ fn release_one(proc: &mut Proc, dispatches: &[Option<(u64, u64, u64)>]) -> Resul
     }
     for (tracee, dispatch) in proc.threads.iter_mut().zip(dispatches) {
         if let Some(dispatch) = dispatch {
-            tracee.set_user_dispatch(Some(&thread::user_dispatch(*dispatch)))?;
+            tracee.set_user_dispatch(Some(thread::user_dispatch(*dispatch)))?;
         }
     }
     Ok(())

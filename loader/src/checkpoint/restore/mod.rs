@@ -4,9 +4,12 @@
 pub mod context;
 pub mod mm;
 pub mod net;
-pub mod source;
 pub mod spaces;
 pub mod stubs;
+pub mod thread;
+pub mod task;
+pub mod source;
+pub mod plan;
 
 use super::agent::Link;
 use super::order::RestoreOrder;
