@@ -16,4 +16,5 @@ pub mod random;
 pub mod seccomp;
 pub mod uffd;
 pub mod task;
+pub mod unix;
 pub mod xattr;
