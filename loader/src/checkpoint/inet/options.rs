@@ -215,7 +215,7 @@ const KNOWN: &[Known] = &[
     int(NETLINK, 12), // NETLINK_GET_STRICT_CHK
 ];
 
-/// Of a connected TCP socket these tell what was negotiated or measured, not what the program chose.
+/// Of a TCP socket that is or was connected these tell what was negotiated or measured, not what the program chose.
 const NOT_WHEN_CONNECTED: &[(i32, i32)] = &[(TCP, libc::TCP_MAXSEG), (TCP, libc::TCP_WINDOW_CLAMP)];
 
 /// An option as it is kept in an image: level, name, value.
@@ -260,6 +260,15 @@ impl Reference {
 fn applies(k: &Known, family: i32, kind: i32, protocol: i32) -> bool {
     const MPTCP: i32 = 262;
     let inet = matches!(family, libc::AF_INET | libc::AF_INET6);
+    // Of a stream these tell what its peer's packets looked like, and cannot be set.
+    let multicast = match k.level {
+        IP => matches!(k.name, libc::IP_MULTICAST_IF..=libc::IP_MULTICAST_LOOP | libc::IP_MULTICAST_ALL),
+        IPV6 => matches!(k.name, libc::IPV6_MULTICAST_IF..=libc::IPV6_MULTICAST_LOOP | 29),
+        _ => false,
+    };
+    if multicast && kind == libc::SOCK_STREAM {
+        return false;
+    }
     match k.level {
         SOCKET => true,
         IP => inet,

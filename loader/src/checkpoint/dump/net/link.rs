@@ -62,7 +62,7 @@ pub(super) fn link(sockets: &mut Sockets, ctx: &mut Context) {
         }
         let table = tables.entry(network).or_insert_with(|| {
             let network = sockets.networks.get(network as usize);
-            network.and_then(|n| n.tcp_table(&ctx.procfs).ok()).unwrap_or_default()
+            network.and_then(|n| n.table(&ctx.procfs, &["tcp"]).ok()).unwrap_or_default()
         });
         let other = table.iter().find(|e| e.local == remote && e.remote == local).copied();
         let own = sockets.networks.get(network as usize).is_some_and(|n| n.own);
@@ -257,7 +257,7 @@ mod tests {
         let mut s = sender(u32::MAX - 1, b"abcdef");
         assert!(fits(&s, &receiver));
         trim(&mut s, &receiver);
-        assert_eq!((s.send_seq, &**s.send_data, s.unsent), (1, b"def".as_slice(), 3));
+        assert_eq!((s.send_seq, &*s.send_data.0, s.unsent), (1, b"def".as_slice(), 3));
         assert!(
             !fits(&sender(2, b"abc"), &receiver),
             "the sender has thrown away what the receiver has not got"

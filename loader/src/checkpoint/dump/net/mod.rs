@@ -108,13 +108,14 @@ impl Sockets {
             (libc::AF_PACKET, _) => other::packet(self, fd, &mut state)?,
             (_, libc::SOCK_STREAM) => tcp::inspect(fd, &mut state)?,
             (_, libc::SOCK_DGRAM) if protocol == libc::IPPROTO_UDP => udp::inspect(fd, &mut state)?,
-            _ => other::raw(fd, &mut state)?,
+            _ => other::raw(self, procfs, &mut state)?,
         }
         if kind != libc::SOCK_STREAM && matches!(family, libc::AF_INET | libc::AF_INET6) {
             state.multicast = self.networks[state.network as usize].memberships(procfs, fd, family);
         }
         let connected = state.tcp.as_ref().is_some_and(|t| repair::state::connected(t.state));
-        state.options = self.reference.changed(fd, (family, kind, protocol), connected);
+        let once = connected || state.tcp.as_ref().is_some_and(|t| t.was_connected);
+        state.options = self.reference.changed(fd, (family, kind, protocol), once);
         let listens = state.listen.is_some();
         if connected || listens {
             let fd = fd.try_clone_to_owned().map_err(|e| refusal(name, e.to_string()))?;

@@ -34,15 +34,15 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// All TCP sockets in it.
-    pub(super) fn tcp_table(&self, procfs: &ProcFs) -> Result<Vec<Entry>> {
+    /// All sockets in it of `protocols` (`tcp`, `raw`, …), of both families.
+    pub(super) fn table(&self, procfs: &ProcFs, protocols: &[&str]) -> Result<Vec<Entry>> {
         let mut all = Vec::new();
-        for name in ["net/tcp", "net/tcp6"] {
-            match procfs.read_whole(self.pid, name) {
+        for (protocol, suffix) in protocols.iter().flat_map(|p| [(p, ""), (p, "6")]) {
+            match procfs.read_whole(self.pid, &format!("net/{protocol}{suffix}")) {
                 Ok(bytes) => all.extend(table::parse(&String::from_utf8_lossy(&bytes))),
                 // No IPv6 in this kernel.
-                Err(_) if name == "net/tcp6" => {}
-                Err(e) => return Err(e.context("reading the table of TCP sockets")),
+                Err(_) if suffix == "6" => {}
+                Err(e) => return Err(e.context(format!("reading the table of {protocol} sockets"))),
             }
         }
         Ok(all)

@@ -2,15 +2,24 @@
 #![forbid(unsafe_code)]
 
 use super::{Sockets, refusal};
-use crate::checkpoint::inet::diag;
+use crate::checkpoint::inet::{address, diag};
 use crate::checkpoint::state::{MulticastGroup, Refusal, SocketState};
+use crate::procfs::ProcFs;
 use crate::sys::net;
 use nix::errno::Errno;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
 /// Raw and ping sockets. Unread packets are lost, as they may be on any network.
-pub(super) fn raw(fd: BorrowedFd<'_>, socket: &mut SocketState) -> Result<(), Refusal> {
-    socket.remote = net::remote(fd).unwrap_or_default().into();
+pub(super) fn raw(sockets: &Sockets, procfs: &ProcFs, socket: &mut SocketState) -> Result<(), Refusal> {
+    // getpeername(2) has none for them, because they have no ports.
+    let Some(network) = sockets.networks.get(socket.network as usize) else { return Ok(()) };
+    let table = network.table(procfs, &["raw", "icmp"]).unwrap_or_default();
+    let own = table.iter().find(|e| e.inode == socket.inode && !e.remote.ip().is_unspecified());
+    if let Some(own) = own {
+        let peer = SocketAddr::new(own.remote.ip(), 0);
+        socket.remote = address::to_bytes(address::for_family(peer, socket.family)).into();
+    }
     Ok(())
 }
 

@@ -46,7 +46,7 @@ fn take_over(sockets: &Sockets, ctx: &mut Context, at: Id, clients: &[Id]) -> Ve
     let Some(one) = socket(ctx, at) else { return Vec::new() };
     let (network, inode) = (one.network, one.inode);
     let local = address::parse(&one.local).map(|a| a.port());
-    let table = sockets.networks.get(network as usize).and_then(|n| n.tcp_table(&ctx.procfs).ok());
+    let table = sockets.networks.get(network as usize).and_then(|n| n.table(&ctx.procfs, &["tcp"]).ok());
     let waiting: Vec<Entry> = table
         .unwrap_or_default()
         .into_iter()

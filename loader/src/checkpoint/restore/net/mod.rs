@@ -15,7 +15,7 @@ mod tcp;
 mod udp;
 
 use super::context::Context;
-use crate::checkpoint::inet::options::{self, Saved, When};
+use crate::checkpoint::inet::options::{self, When};
 use crate::checkpoint::inet::repair::state;
 use crate::checkpoint::inside;
 use crate::checkpoint::state::{FileKind, Id, SandboxState, SocketState, TcpPeer, TcpState};
@@ -128,7 +128,11 @@ impl Sockets {
         for (id, made) in &ordered {
             let Some(socket) = socket(state, *id) else { continue };
             let fd = made.fd.as_fd();
-            late_options(fd, &socket.options, &mut warnings)
+            if shares_address(socket) {
+                let saved = options::value(&socket.options, libc::SOL_SOCKET, libc::SO_REUSEADDR);
+                let _ = net::set_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, saved.unwrap_or(0));
+            }
+            options::apply(fd, &socket.options, When::Late, &mut warnings)
                 .and_then(|()| options::apply_filter(fd, &socket.filter, socket.filter_locked))
                 .map_err(|e| e.context(describe(socket)))?;
         }
@@ -153,11 +157,9 @@ fn connecting_order(state: &SandboxState, made: &[(Id, Made)]) -> Vec<Id> {
     all
 }
 
-/// Sets SO_REUSEADDR as it was, which is off unless the image says otherwise: binding needed it on.
-fn late_options(fd: BorrowedFd<'_>, saved: &[Saved], missing: &mut Vec<String>) -> Result<()> {
-    let reuse = options::value(saved, libc::SOL_SOCKET, libc::SO_REUSEADDR).unwrap_or(0);
-    let _ = net::set_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, reuse);
-    options::apply(fd, saved, When::Late, missing)
+/// It has to be allowed to share its address while sockets are bound, and no longer.
+fn shares_address(socket: &SocketState) -> bool {
+    socket.kind == libc::SOCK_STREAM || socket.protocol == libc::IPPROTO_UDP
 }
 
 fn socket(state: &SandboxState, file: Id) -> Option<&SocketState> {
@@ -330,8 +332,9 @@ impl Maker<'_> {
     /// A socket at its address, if it has one.
     fn bound(&mut self, socket: &SocketState) -> Result<OwnedFd> {
         let fd = self.new_socket(socket)?;
-        // Others may have the same address: their options, set later, say what is allowed from then on.
-        net::set_int(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+        if shares_address(socket) {
+            net::set_int(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+        }
         self.bind(fd.as_fd(), socket)?;
         Ok(fd)
     }
