@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::inject::{call_name, code_of, signal_of};
+use super::region::HEADER;
 use super::{Ran, Region, Tracee};
 use airlock_wire::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -13,8 +14,8 @@ const MUST: u64 = 1;
 const REFERENCE: u64 = 0x100;
 /// Data begins at multiples of this.
 const ALIGN: usize = 16;
-/// Kernel's `struct sigaction`: handler, flags, restorer, mask.
-const SIGACTION: usize = 32;
+/// Where the table begins: the region keeps something before.
+const TABLE: usize = HEADER as usize;
 
 /// A call of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -204,15 +205,12 @@ struct Part {
     used: usize,
 }
 
-/// The table begins with a look at what SIGTRAP does, and ends with another; see [`Part::run`].
-const EXTRA: usize = 2;
-
 impl Part {
     fn plan(ran: &Ran, start: usize, region: &Region) -> Result<Self> {
         let batch = &ran.batch;
         let capacity = region.data_len() as usize;
         let mut wanted: BTreeMap<usize, usize> = BTreeMap::new();
-        let mut bytes = SIGACTION + ENTRY * EXTRA + ALIGN;
+        let mut bytes = ALIGN;
         let mut end = start;
         for call in batch.calls.get(start..).unwrap_or_default() {
             let mut new = Vec::new();
@@ -235,7 +233,7 @@ impl Part {
                 batch.calls.get(start).map_or_else(String::new, |c| call_name(c.nr))
             )));
         }
-        let mut used = (SIGACTION + ENTRY * (end - start + EXTRA)).next_multiple_of(ALIGN);
+        let mut used = (TABLE + ENTRY * (end - start)).next_multiple_of(ALIGN);
         for (item, place) in &mut wanted {
             *place = used;
             used += batch.size(*item);
@@ -248,31 +246,24 @@ impl Part {
         if t.gadget.is_none() {
             t.gadget = Some(region.gadget());
         }
-        let base = region.data();
+        let base = region.header();
         let mut buffer = self.fill(ran, base)?;
-        t.mem().write(base, &buffer)?;
-        let first = base + SIGACTION as u64;
-        let table_end = first + (ENTRY * (self.end - self.start + EXTRA)) as u64;
-        let (progress, happened) = t.run_blob(region.base, first, table_end)?;
+        let first = base + TABLE as u64;
+        let table_end = first + (ENTRY * (self.end - self.start)) as u64;
+        let (progress, happened) = t.run_blob(region, &mut buffer, first, table_end)?;
         if !happened.children.is_empty() {
             return Err(Error::failure("a batch made a child; children are made with clone3()"));
         }
         t.mem().read(base, &mut buffer)?;
-
-        // The trap at the end is a forced SIGTRAP, and one that is ignored is reset to its default by that.
-        const SIG_IGN: u64 = 1;
-        if word(&buffer, 0) == SIG_IGN {
-            t.syscall(libc::SYS_rt_sigaction, [libc::SIGTRAP as u64, base, 0, 8, 0, 0])??;
-        }
         for info in happened.taken.iter().filter(|info| signal_of(info) != libc::SIGSTOP) {
-            put_back(t, base, info)?;
+            put_back(t, region.data(), info)?;
         }
 
-        let done = (progress.saturating_sub(first) as usize / ENTRY).saturating_sub(1);
+        let done = progress.saturating_sub(first) as usize / ENTRY;
         let stopped = progress < table_end;
         let answered = (done + usize::from(stopped)).min(self.end - self.start);
         for i in 0..answered {
-            let result = word(&buffer, SIGACTION + ENTRY * (i + 1) + RESULT);
+            let result = word(&buffer, TABLE + ENTRY * i + RESULT);
             if let Some(slot) = ran.results.get_mut(self.start + i) {
                 *slot = Some(result);
             }
@@ -292,10 +283,7 @@ impl Part {
     fn fill(&self, ran: &Ran, base: u64) -> Result<Vec<u8>> {
         let batch = &ran.batch;
         let mut buffer = Vec::with_capacity(self.used);
-        buffer.resize(SIGACTION, 0);
-        // What SIGTRAP does is stored at the start of the data.
-        let look = [libc::SYS_rt_sigaction as u64, 0, libc::SIGTRAP as u64, 0, base, 8, 0, 0, 0];
-        look.iter().for_each(|w| buffer.extend_from_slice(&w.to_ne_bytes()));
+        buffer.resize(TABLE, 0);
         for (i, call) in batch.calls.iter().enumerate().take(self.end).skip(self.start) {
             let mut flags = if call.must { MUST } else { 0 };
             let mut args = [0u64; 6];
@@ -308,7 +296,7 @@ impl Part {
                     }
                     Arg::Result(id) if id.0 >= self.start => {
                         flags |= REFERENCE << n;
-                        base + (SIGACTION + ENTRY * (id.0 - self.start + 1) + RESULT) as u64
+                        base + (TABLE + ENTRY * (id.0 - self.start) + RESULT) as u64
                     }
                     Arg::Result(id) => ran.results.get(id.0).copied().flatten().unwrap_or(u64::MAX),
                 };
@@ -317,7 +305,6 @@ impl Part {
                 buffer.extend_from_slice(&w.to_ne_bytes());
             }
         }
-        look.iter().for_each(|w| buffer.extend_from_slice(&w.to_ne_bytes()));
         buffer.resize(self.used, 0);
         for (item, place) in &self.places {
             if let Some((start, end)) = batch.items.get(*item)
@@ -380,7 +367,7 @@ impl Batch {
     }
 }
 
-/// Queues a SIGTRAP again that was pending and came off its queue because a batch cannot run with it blocked.
+/// Queues a signal again that was pending and came off its queue because a batch cannot run with it blocked: SIGURG.
 fn put_back(t: &mut Tracee, scratch: u64, info: &[u8; 128]) -> Result<()> {
     const SI_TKILL: i32 = -6;
     t.mem().write(scratch, info)?;

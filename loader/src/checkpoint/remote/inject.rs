@@ -1,21 +1,36 @@
 //! Making a stopped thread run system calls, and leaving no trace of it.
 #![forbid(unsafe_code)]
 
-use super::arch::{BLOB_TRAP, GADGET, Regs};
+use super::arch::{BLOB_DONE, BLOB_TRAPPED, GADGET, Regs};
 use super::seize::ended;
-use super::{Tracee, procfs, stop};
+use super::{Region, Tracee, procfs, stop};
 use crate::sys::ptrace::{self, Change, UserDispatch};
 use airlock_wire::error::{Error, Kind, Result};
 use nix::errno::Errno;
 
 /// Every signal that can be blocked.
 const ALL: u64 = u64::MAX;
-const TRAP: u64 = 1 << (libc::SIGTRAP - 1);
+/// The signal by which the blob ends.
+const DONE: i32 = libc::SIGURG;
+
+/// A system call instruction in a tracee.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Gadget {
+    pub at: u64,
+    /// The region that it is part of.
+    pub region: Option<Region>,
+}
 
 /// What an injection has to put back.
 pub(super) struct Before {
     regs: Regs,
     mask: u64,
+}
+
+impl Before {
+    fn save_block(&self) -> [u8; super::arch::SAVE_BLOCK] {
+        self.regs.save_block(self.mask)
+    }
 }
 
 /// What happened on the way.
@@ -54,11 +69,17 @@ impl Tracee {
         nr: i64,
         args: [u64; 6],
     ) -> Result<(std::result::Result<u64, Errno>, Happened)> {
-        let before = self.begin(ALL)?;
+        let before = self.look()?;
         let mut happened = Happened::default();
         let made = self
             .with_gadget(&before.regs, |t, gadget| {
-                t.run_call(&before.regs.for_call(gadget, nr, args), &mut happened)
+                let mut entry = 0;
+                if let Some(region) = gadget.region
+                    && t.mem.write(region.header(), &before.save_block()).is_ok()
+                {
+                    entry = region.spare_entry();
+                }
+                t.run_call(&before.regs.for_call(gadget.at, nr, args, entry), &mut happened)
             })
             .map_err(|e| e.context(format!("{} in {}", call_name(nr), procfs::describe(self.tid))));
         let ended = self.end(&before, &happened);
@@ -67,14 +88,20 @@ impl Tracee {
         Ok((decode(value), happened))
     }
 
-    /// Saves what an injection changes, and blocks signals except those not in `mask`.
-    fn begin(&mut self, mask: u64) -> Result<Before> {
-        let before = Before { regs: self.regs()?, mask: self.sigmask()? };
+    /// What an injection will change.
+    fn look(&self) -> Result<Before> {
+        Ok(Before { regs: self.regs()?, mask: self.sigmask()? })
+    }
+
+    /// Gives the thread the registers and the signal mask of an injection. The registers come first, and go last in
+    /// [`Tracee::end`]: should this process die in between, the code in the region restores both.
+    fn arm(&mut self, regs: &Regs, mask: u64) -> Result<()> {
+        self.set_regs(regs)?;
         self.set_sigmask(mask)?;
         if self.dispatch.is_some() {
             self.write_user_dispatch(UserDispatch::default())?;
         }
-        Ok(before)
+        Ok(())
     }
 
     /// Puts back what an injection changed.
@@ -82,23 +109,23 @@ impl Tracee {
         if self.over {
             return Ok(());
         }
-        let registers = self.set_regs(&before.regs);
-        self.set_sigmask(before.mask)?;
         if let Some(dispatch) = self.dispatch {
             self.write_user_dispatch(dispatch)?;
         }
+        self.set_sigmask(before.mask)?;
+        self.set_regs(&before.regs)?;
         for info in &happened.taken {
             // Only SIGSTOP cannot be blocked. It carries nothing that anybody could look at.
             if signal_of(info) == libc::SIGSTOP {
                 ptrace::signal_thread(self.tid, libc::SIGSTOP).map_err(|e| self.failed("stop", e))?;
             }
         }
-        registers
+        Ok(())
     }
 
     /// Runs one call up to its end; returns its raw result.
     fn run_call(&mut self, regs: &Regs, happened: &mut Happened) -> Result<u64> {
-        self.set_regs(regs)?;
+        self.arm(regs, ALL)?;
         let mut inside = false;
         loop {
             match self.resume(ptrace::cont_to_syscall)? {
@@ -116,28 +143,50 @@ impl Tracee {
         }
     }
 
-    /// Runs the blob at `code` over a table; returns the entry at which it trapped.
-    pub(super) fn run_blob(&mut self, code: u64, first: u64, end: u64) -> Result<(u64, Happened)> {
+    /// Copies `data` to the start of the region's data and runs the blob over the table that is in it, from address
+    /// `first` to `end`. `data` begins with room for a save block. Returns the entry at which the blob stopped.
+    pub(super) fn run_blob(
+        &mut self,
+        region: &Region,
+        data: &mut [u8],
+        first: u64,
+        end: u64,
+    ) -> Result<(u64, Happened)> {
         let mut happened = Happened::default();
-        // Blocked, the trap would be forced on the thread, and its handler reset.
-        let before = self.begin(ALL & !TRAP)?;
-        let ran =
-            self.run_to_trap(&before.regs.for_blob(code, first, end), code + BLOB_TRAP + 1, &mut happened);
+        let before = self.look()?;
+        for (to, from) in data.iter_mut().zip(before.save_block()) {
+            *to = from;
+        }
+        let ran = self
+            .mem
+            .write(region.header(), data)
+            .and_then(|()| self.run_to_end(&before.regs, region.base, first, end, &mut happened))
+            .map_err(|e| e.context(format!("calls in {}", procfs::describe(self.tid))));
         let ended = self.end(&before, &happened);
-        let ran = ran.map_err(|e| e.context(format!("calls in {}", procfs::describe(self.tid))))?;
+        let ran = ran?;
         ended?;
         Ok((ran.blob_progress(), happened))
     }
 
-    fn run_to_trap(&mut self, regs: &Regs, trap: u64, happened: &mut Happened) -> Result<Regs> {
-        const SI_KERNEL: i32 = 0x80;
-        self.set_regs(regs)?;
+    fn run_to_end(
+        &mut self,
+        regs: &Regs,
+        code: u64,
+        first: u64,
+        end: u64,
+        happened: &mut Happened,
+    ) -> Result<Regs> {
+        const SI_TKILL: i32 = -6;
+        self.arm(&regs.for_blob(code, first, end), ALL & !(1 << (DONE - 1)))?;
         loop {
             let change = self.resume(ptrace::cont)?;
-            if change == Change::Signal(libc::SIGTRAP) {
+            if let Change::Signal(signal @ (DONE | libc::SIGTRAP)) = change {
                 let regs = self.regs()?;
                 let info = ptrace::siginfo(self.tid).map_err(|e| self.failed("look at a signal of", e))?;
-                if regs.ip() == trap && code_of(&info) == SI_KERNEL {
+                let done = signal == DONE && regs.ip() == code + BLOB_DONE && code_of(&info) == SI_TKILL;
+                // A seccomp filter forbids to send the signal.
+                let trapped = signal == libc::SIGTRAP && regs.ip() == code + BLOB_TRAPPED;
+                if done || trapped {
                     return Ok(regs);
                 }
             }
@@ -196,12 +245,14 @@ impl Tracee {
     }
 
     /// Finds a system call instruction in the thread's memory, or puts one there for as long as `run` runs.
-    fn with_gadget<T>(&mut self, regs: &Regs, run: impl FnOnce(&mut Self, u64) -> Result<T>) -> Result<T> {
+    fn with_gadget<T>(&mut self, regs: &Regs, run: impl FnOnce(&mut Self, Gadget) -> Result<T>) -> Result<T> {
         // Reading two bytes costs less than finding out later that the page is gone.
-        let known = self.gadget.filter(|at| self.is_gadget(*at));
-        let found = known
-            .or_else(|| regs.in_syscall().map(|_| regs.call_site()).filter(|at| self.is_gadget(*at)))
-            .or_else(|| self.gadget_in_vdso());
+        let known = self.gadget.filter(|gadget| self.is_gadget(gadget.at));
+        let found = known.or_else(|| {
+            let here = regs.in_syscall().map(|_| regs.call_site()).filter(|at| self.is_gadget(*at));
+            let at = here.or_else(|| self.gadget_in_vdso())?;
+            Some(Gadget { at, region: None })
+        });
         self.gadget = found;
         match found {
             Some(at) => run(self, at),
@@ -239,7 +290,7 @@ impl Tracee {
     fn with_poked_gadget<T>(
         &mut self,
         regs: &Regs,
-        run: impl FnOnce(&mut Self, u64) -> Result<T>,
+        run: impl FnOnce(&mut Self, Gadget) -> Result<T>,
     ) -> Result<T> {
         let at = regs.ip() & !7;
         let original = ptrace::peek(self.tid, at).map_err(|e| self.failed("read code of", e))?;
@@ -248,7 +299,7 @@ impl Tracee {
             *to = *from;
         }
         ptrace::poke(self.tid, at, u64::from_ne_bytes(word)).map_err(|e| self.failed("write code of", e))?;
-        let result = run(self, at);
+        let result = run(self, Gadget { at, region: None });
         if !self.over {
             ptrace::poke(self.tid, at, original).map_err(|e| self.failed("put back code of", e))?;
         }

@@ -2,7 +2,7 @@
 //!
 //! Everything that a checkpoint must know and neither `/proc` nor a pidfd tells, and everything that a restore must
 //! build, is done by the tasks themselves: they are stopped with ptrace(2) and made to run system calls. All logic is
-//! ordinary Rust in this process; what is put into a task is 139 bytes that run a table of calls ([`arch::BLOB`]).
+//! ordinary Rust in this process; what is put into a task is 329 bytes that run a table of calls ([`arch::BLOB`]).
 //!
 //! | item | is |
 //! | --- | --- |
@@ -15,9 +15,10 @@
 //!
 //! ptrace belongs to the thread that attached, so a [`Tracee`] cannot be sent to another one ([`Mem`] can).
 //!
-//! When this process dies, the kernel detaches its tracees, and they go on with the registers they have at that
-//! moment. Each injected call or batch therefore puts the registers and the signal mask back before it returns: the
-//! moments in which a death of this process would harm a tracee are those in which a call runs.
+//! When this process dies, the kernel detaches its tracees, and they go on with the registers they have at that moment.
+//! Between calls those are their own. In the middle of a call or batch that runs through a region they are ours, but the
+//! code there puts them back by itself when it comes to its end without being stopped. Only mapping and unmapping a
+//! region (three single calls) are not covered.
 //!
 //! Errors: `NoSuchEntity` when the thread has ended (or was killed in the middle), `Unsupported` for what can never
 //! work (32-bit code, a kernel without the interface), `InvalidState` for a zombie or one that is traced already.

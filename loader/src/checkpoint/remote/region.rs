@@ -2,12 +2,16 @@
 #![forbid(unsafe_code)]
 
 use super::arch::{BLOB, BLOB_GADGET};
+use super::inject::Gadget;
 use super::{Tracee, procfs};
 use crate::sys::ptrace;
 use airlock_wire::error::{Error, Result};
 
 /// Size of the page that holds the code.
 const CODE: u64 = 4096;
+/// Bytes before the data: the save block, and an entry of a table that is used when a single call loses its tracer.
+pub(super) const HEADER: u64 = 256;
+const SPARE_ENTRY: u64 = 160;
 
 /// Pages mapped into a task's address space: one with code, which can be executed but not written, and data pages.
 ///
@@ -23,7 +27,7 @@ pub struct Region {
 }
 
 impl Region {
-    /// Data pages of [`Region::map`].
+    /// Bytes of data pages of [`Region::map`]; a few of them are its own.
     pub const DATA: u64 = 32 * 4096;
 
     /// Maps a region with [`Region::DATA`] bytes for data: at `at`, where nothing may be mapped yet, or where the kernel
@@ -75,20 +79,30 @@ impl Region {
             word.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
             ptrace::poke(t.tid, self.base + 8 * i as u64, u64::from_ne_bytes(word))?;
         }
-        t.gadget = Some(self.base + BLOB_GADGET);
         let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-        t.syscall(libc::SYS_mprotect, [self.data(), self.data_len(), prot, 0, 0, 0])??;
+        t.syscall(libc::SYS_mprotect, [self.header(), self.len - CODE, prot, 0, 0, 0])??;
+        t.gadget = Some(self.gadget());
         Ok(())
     }
 
-    /// Address of the first data page.
+    /// Address of the data: what a batch, and `clone3`, write to. 256 bytes into the first data page.
     pub fn data(self) -> u64 {
+        self.header() + HEADER
+    }
+
+    /// Bytes of data.
+    pub fn data_len(self) -> u64 {
+        self.len.saturating_sub(CODE + HEADER)
+    }
+
+    /// Address of the save block.
+    pub(super) fn header(self) -> u64 {
         self.base + CODE
     }
 
-    /// Bytes of data pages.
-    pub fn data_len(self) -> u64 {
-        self.len.saturating_sub(CODE)
+    /// Address of an entry that belongs to no table.
+    pub(super) fn spare_entry(self) -> u64 {
+        self.header() + SPARE_ENTRY
     }
 
     /// Unmaps it.
@@ -96,14 +110,15 @@ impl Region {
     /// # Errors
     /// When the call cannot be made.
     pub fn unmap(self, t: &mut Tracee) -> Result<()> {
-        // The call instruction may well be the one in the region: nothing after it is ever executed.
-        t.syscall(libc::SYS_munmap, [self.base, self.len, 0, 0, 0, 0])??;
+        // The call instruction may well be the one in the region: nothing after it is ever executed, unless this process
+        // dies at that moment. So rather one from elsewhere.
         t.gadget = None;
+        t.syscall(libc::SYS_munmap, [self.base, self.len, 0, 0, 0, 0])??;
         Ok(())
     }
 
     /// The instruction for single calls.
-    pub(super) fn gadget(self) -> u64 {
-        self.base + BLOB_GADGET
+    pub(super) fn gadget(self) -> Gadget {
+        Gadget { at: self.base + BLOB_GADGET, region: Some(self) }
     }
 }

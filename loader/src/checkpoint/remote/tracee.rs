@@ -1,6 +1,7 @@
 //! A traced thread: registers, signals, what ptrace tells, letting go.
 #![forbid(unsafe_code)]
 
+use super::inject::Gadget;
 use super::seize::{Options, ptrace_options};
 use super::{Mem, Regs, errno, procfs, stop};
 use crate::sys::ptrace::{self, Instruction, RseqConfiguration, UserDispatch};
@@ -16,7 +17,7 @@ pub struct Tracee {
     pub(super) ptrace_options: u64,
     pub(super) kill: bool,
     /// Where a system call instruction was found.
-    pub(super) gadget: Option<u64>,
+    pub(super) gadget: Option<Gadget>,
     /// The thread is not traced by us any more.
     pub(super) over: bool,
     group_stop: Option<i32>,

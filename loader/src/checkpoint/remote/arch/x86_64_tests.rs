@@ -105,5 +105,6 @@ fn the_blob_is_its_listing() {
     run("objcopy", &["-O", "binary", "-j", ".text", "blob.o", "blob.bin"]);
     assert_eq!(std::fs::read(path("blob.bin")).unwrap(), BLOB);
     assert_eq!(&BLOB[BLOB_GADGET as usize..][..2], GADGET);
-    assert_eq!(BLOB[BLOB_TRAP as usize..], [0xcc]);
+    assert_eq!(&BLOB[BLOB_DONE as usize - 2..][..2], GADGET);
+    assert_eq!(BLOB[BLOB_TRAPPED as usize - 1], 0xcc);
 }

@@ -32,7 +32,7 @@ fn an_instruction_is_found_wherever_the_thread_is() {
     let call =
         |t: &mut Tracee| assert_eq!(t.syscall(libc::SYS_getpid, [0; 6]).unwrap(), Ok(program.pid() as u64));
     call(&mut t);
-    let in_vdso = t.gadget.unwrap();
+    let in_vdso = t.gadget.unwrap().at;
     let maps = std::fs::read_to_string(format!("/proc/{}/maps", program.pid())).unwrap();
     let vdso = maps.lines().find(|l| l.ends_with("[vdso]")).unwrap();
     let (from, to) = vdso.split_once(' ').unwrap().0.split_once('-').unwrap();
@@ -279,11 +279,12 @@ fn memory_is_read_and_written() {
     assert_eq!(code, arch::BLOB);
     t.mem().write_forced(text + 4000, b"forced").unwrap();
     assert_eq!(t.mem().bytes(text + 4000, 6).unwrap(), b"forced");
-    t.syscall(libc::SYS_mprotect, [region.data(), 4096, 0, 0, 0, 0]).unwrap().unwrap();
-    assert!(t.mem().word(region.data()).is_err());
-    t.mem().write_forced(region.data(), b"12345678").unwrap();
+    let page = region.header() + 4096;
+    t.syscall(libc::SYS_mprotect, [page, 4096, 0, 0, 0, 0]).unwrap().unwrap();
+    assert!(t.mem().word(page).is_err());
+    t.mem().write_forced(page, b"12345678").unwrap();
     let mut word = [0; 8];
-    t.mem().read_forced(region.data(), &mut word).unwrap();
+    t.mem().read_forced(page, &mut word).unwrap();
     assert_eq!(&word, b"12345678");
     assert_eq!(t.mem().read_some(0, &mut word).unwrap(), 0);
     let end = region.base + region.len;

@@ -55,8 +55,8 @@ fn children_get_their_pids_in_a_namespace_of_their_own() {
     assert_eq!(thread.syscall(libc::SYS_getpid, [0; 6]).unwrap(), Ok(777));
     let regs = child.regs().unwrap();
     assert_eq!(regs.in_syscall(), Some(libc::SYS_clone3 as u64));
-    assert_eq!((regs.returned(), regs.ip()), (0, region.gadget() + 2));
-    assert_eq!(thread.regs().unwrap().ip(), region.gadget() + 2);
+    assert_eq!((regs.returned(), regs.ip()), (0, region.gadget().at + 2));
+    assert_eq!(thread.regs().unwrap().ip(), region.gadget().at + 2);
 
     // The init's sleep goes on in the children, as its registers say.
     let sleep = t.regs().unwrap().for_image();

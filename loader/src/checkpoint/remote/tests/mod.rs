@@ -7,12 +7,33 @@ mod children;
 mod descriptors;
 mod lists;
 mod measure;
+mod orphans;
 mod signals;
 
 use super::{Region, Tracee};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
+
+/// Computes the same thing again and again while signals arrive, and says at SIGTERM whether it always came out right.
+const COMPUTATION: &str = "import hashlib, signal\n\
+    n, end = 0, False\n\
+    def tick(s, f):\n\
+    \x20   global n; n += 1\n\
+    def stop(s, f):\n\
+    \x20   global end; end = True\n\
+    def chain():\n\
+    \x20   h = b''\n\
+    \x20   for i in range(3000): h = hashlib.sha256(h + str(i * 1.25).encode()).digest()\n\
+    \x20   return h\n\
+    first, right = chain(), True\n\
+    signal.signal(signal.SIGALRM, tick)\n\
+    signal.signal(signal.SIGTERM, stop)\n\
+    signal.setitimer(signal.ITIMER_REAL, 0.0007, 0.0007)\n\
+    print('ready')\n\
+    while not end: right = right and chain() == first\n\
+    while n < 50: pass\n\
+    print('right' if right else 'wrong')";
 
 /// A program that runs; killed when dropped.
 pub(super) struct Program {
