@@ -5,7 +5,6 @@ use super::signals;
 use super::status::Status;
 use crate::checkpoint::remote::{Arg, Batch, CallId, Ran, Tracee};
 use crate::checkpoint::state::{Rseq, Sched, ThreadState};
-use crate::sys::ptrace::UserDispatch;
 use crate::sys::task;
 use airlock_wire::error::{Error, Result};
 
@@ -45,11 +44,6 @@ pub fn registers(tracee: &Tracee, status: &Status) -> Result<ThreadState> {
         user_dispatch: tracee.user_dispatch()?.map(|d| (d.selector, d.offset, d.len)),
         ..ThreadState::default()
     })
-}
-
-/// Settings as ptrace takes them.
-pub fn user_dispatch((selector, offset, len): (u64, u64, u64)) -> UserDispatch {
-    UserDispatch { mode: 1, selector, offset, len }
 }
 
 /// What calls from outside tell of a thread.
