@@ -25,9 +25,11 @@ use super::order::{DumpOrder, Event, Report};
 use super::remote::{Arg, Batch};
 use super::state::ContainerState;
 use super::watch::Watch;
+use super::{clocks, machine};
 use crate::procfs::ProcFs;
 use airlock_wire::error::{Error, Result};
 use context::Context;
+use net::Sockets;
 use std::os::fd::OwnedFd;
 use write::Output;
 
@@ -45,19 +47,26 @@ pub fn run(link: &Link, procfs: ProcFs, order: DumpOrder, fds: Vec<OwnedFd>) -> 
     }
     let mut watch = Watch::new();
     let mut ctx = Context::new(order, procfs, uppers);
-    let kill = match save(link, &mut ctx, output, &mut watch) {
-        Ok(kill) => kill,
-        Err(e) => {
-            let_go(link, &mut ctx)?;
-            return Err(e);
-        }
-    };
-    if kill { end(&mut ctx) } else { let_go(link, &mut ctx) }
+    let mut sockets = None;
+    let outcome = save(link, &mut ctx, &mut sockets, output, &mut watch);
+    let kill = matches!(outcome, Ok(true));
+    if let Some(sockets) = sockets {
+        sockets.release(kill);
+    }
+    if kill { end(&mut ctx) } else { let_go(link, &mut ctx) }?;
+    outcome.map(drop)
 }
 
 /// Answers whether the containers are to end.
-fn save(link: &Link, ctx: &mut Context, output: Option<Output>, watch: &mut Watch) -> Result<bool> {
-    inspect(link, ctx, watch)?;
+fn save(
+    link: &Link,
+    ctx: &mut Context,
+    sockets: &mut Option<Sockets>,
+    output: Option<Output>,
+    watch: &mut Watch,
+) -> Result<bool> {
+    let sockets = sockets.insert(inspect(link, ctx, watch)?);
+    sockets.link(ctx);
     if !ctx.refusals.is_empty() {
         link.send(&Event::Refused(std::mem::take(&mut ctx.refusals)))?;
         return Ok(false);
@@ -74,6 +83,8 @@ fn save(link: &Link, ctx: &mut Context, output: Option<Output>, watch: &mut Watc
         link.send(&Event::DryRun(report))?;
         return Ok(false);
     };
+    sockets.settle(ctx);
+    watch.step("connections");
     let mut report = write::image(link, ctx, output, watch)?;
     report.pause_us = watch.elapsed_us();
     report.phases = watch.phases();
@@ -81,7 +92,7 @@ fn save(link: &Link, ctx: &mut Context, output: Option<Output>, watch: &mut Watc
 }
 
 /// Stops everything and describes it in [`Context::state`].
-fn inspect(link: &Link, ctx: &mut Context, watch: &mut Watch) -> Result<()> {
+fn inspect(link: &Link, ctx: &mut Context, watch: &mut Watch) -> Result<Sockets> {
     link.progress("stopping", 0, 0);
     let paused = ctx.order.paused;
     tree::discover(ctx, || if paused { link.ask(&Event::Interrupted) } else { Ok(()) })?;
@@ -121,6 +132,22 @@ fn inspect(link: &Link, ctx: &mut Context, watch: &mut Watch) -> Result<()> {
         }
     }
     watch.step("memory");
+    let mut sockets = Sockets::new(ctx)?;
+    files::collect(ctx, &mut sockets)?;
+    watch.step("files");
+    surroundings(ctx)?;
+    watch.step("surroundings");
+    Ok(sockets)
+}
+
+/// Clocks and machine.
+fn surroundings(ctx: &mut Context) -> Result<()> {
+    let root = ctx.order.containers.first().map_or(0, |c| c.init);
+    ctx.state.clocks = clocks::read(&ctx.procfs, root)?;
+    ctx.state.machine = machine::describe(&ctx.procfs)?;
+    let xstate = ctx.state.processes.iter().flat_map(|p| &p.threads).find(|t| !t.xstate.is_empty());
+    (ctx.state.machine.xcr0, ctx.state.machine.xstate_size) =
+        xstate.map(|t| machine::xstate_facts(&t.xstate)).unwrap_or_default();
     Ok(())
 }
 

@@ -83,9 +83,6 @@ fn describe(
             // Asking on would kill the thread.
             return Ok(state);
         }
-        if tracee.user_dispatch()?.is_some() {
-            tracee.set_user_dispatch(None)?;
-        }
     }
     let mut timers = read_timers(ctx, i, task)?;
     let (region, mapped) = match region {
@@ -340,14 +337,8 @@ impl Questions {
 pub fn release(ctx: &mut Context) -> Result<()> {
     let mut outcome = Ok(());
     for i in (0..ctx.procs.len()).rev() {
-        let dispatches: Vec<Option<(u64, u64, u64)>> = ctx
-            .state
-            .processes
-            .get(i)
-            .map(|p| p.threads.iter().skip(usize::from(p.leader_gone)).map(|t| t.user_dispatch).collect())
-            .unwrap_or_default();
         let Some(proc) = ctx.procs.get_mut(i) else { continue };
-        let outcome_of_one = release_one(proc, &dispatches);
+        let outcome_of_one = release_one(proc);
         outcome = outcome.and(outcome_of_one);
     }
     // All regions are gone before anybody runs.
@@ -362,16 +353,11 @@ pub fn release(ctx: &mut Context) -> Result<()> {
     outcome
 }
 
-fn release_one(proc: &mut Proc, dispatches: &[Option<(u64, u64, u64)>]) -> Result<()> {
+fn release_one(proc: &mut Proc) -> Result<()> {
     if let Some(region) = proc.region.take().filter(|_| proc.shares_mm_with.is_none())
         && let Some(first) = proc.threads.first_mut()
     {
         region.unmap(first)?;
-    }
-    for (tracee, dispatch) in proc.threads.iter_mut().zip(dispatches) {
-        if let Some(dispatch) = dispatch {
-            tracee.set_user_dispatch(Some(thread::user_dispatch(*dispatch)))?;
-        }
     }
     Ok(())
 }
