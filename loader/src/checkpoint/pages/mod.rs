@@ -42,6 +42,7 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+mod compare;
 pub mod descriptor;
 mod fill;
 mod index;
@@ -54,13 +55,20 @@ mod roundtrip_tests;
 mod scan;
 #[cfg(test)]
 mod scan_tests;
+pub mod shadow;
+#[cfg(test)]
+mod shadow_tests;
 mod sums;
 #[cfg(test)]
 mod testing;
+pub mod track;
+#[cfg(test)]
+mod track_tests;
 mod unit;
 mod writer;
 
 pub use chain::{Chain, Image};
+pub use compare::{Compared, compare};
 pub use fill::{Filled, Target, fill, fill_file, wants_descriptor};
 pub use index::{Entry, Index, Place};
 pub use layout::{Layout, Piece, Source};

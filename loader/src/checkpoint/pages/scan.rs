@@ -42,7 +42,7 @@ impl Run {
 }
 
 /// How many regions one call returns at most.
-const REGIONS: usize = 2048;
+pub(super) const REGIONS: usize = 2048;
 /// `PAGE_IS_GUARD` is not known to this kernel (found out once).
 static NO_GUARDS: AtomicBool = AtomicBool::new(false);
 
