@@ -36,6 +36,21 @@ pub struct Context {
     pub shmems: Vec<Option<OwnedFd>>,
     /// Ids of SysV segments in the new IPC namespace, by index of `state.shmems`.
     pub segments: BTreeMap<Id, i32>,
+    /// What there is to give to the processes; found out by `tree::create`.
+    pub means: Means,
+}
+
+/// What the waiting inits have, and so the most that processes can be given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Means {
+    /// CPUs that they may run on.
+    pub cpus: Vec<u32>,
+    /// Capabilities.
+    pub caps: u64,
+    /// Additional groups. A user namespace may deny changing them.
+    pub groups: Vec<u32>,
+    /// Seccomp filters do not apply to injected calls.
+    pub suspends_seccomp: bool,
 }
 
 /// A container's init that waits for its start, stopped and taken over.
@@ -99,6 +114,7 @@ impl Context {
             files: std::iter::repeat_with(|| None).take(files).collect(),
             shmems: std::iter::repeat_with(|| None).take(shmems).collect(),
             segments: BTreeMap::new(),
+            means: Means::default(),
         }
     }
 

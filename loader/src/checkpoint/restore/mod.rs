@@ -8,6 +8,7 @@ pub mod spaces;
 pub mod stubs;
 pub mod thread;
 pub mod task;
+pub mod tree;
 pub mod source;
 pub mod plan;
 
