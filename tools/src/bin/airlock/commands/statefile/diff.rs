@@ -7,9 +7,10 @@ use super::lists::printable;
 use super::view;
 use crate::cli::TableFormat;
 use crate::output;
+use airlock_loader::checkpoint::pages;
 use airlock_wire::error::Result;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::process::ExitCode;
 
 /// Longer values are cut, characters.
@@ -28,13 +29,35 @@ pub struct Difference {
 
 /// Prints the differences; ends with status 1 if there are any.
 pub fn run(first: &Opened, second: &Opened, format: TableFormat) -> Result<ExitCode> {
-    let mut found = Vec::new();
-    compare("", &view::of(first)?, &view::of(second)?, &mut found);
+    let found = differences(first, second)?;
     match format {
         TableFormat::Json => output::print_json_line(&found)?,
         TableFormat::Table => output::print(&found.iter().map(line).collect::<String>())?,
     }
     Ok(if found.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Everything that differs, memory too as far as the pages are there.
+pub fn differences(first: &Opened, second: &Opened) -> Result<Vec<Difference>> {
+    let (a, b) = (view::of(first)?, view::of(second)?);
+    let mut found = Vec::new();
+    compare("", &a.tree, &b.tree, &mut found);
+    if let (Some(one), Some(two)) = (first.chain()?, second.chain()?) {
+        for (path, here) in &a.memory {
+            let Some((_, there)) = b.memory.iter().find(|(other, _)| other == path) else { continue };
+            let pages = pages::compare((&one, *here), (&two, *there)).map_err(|e| e.context(path))?;
+            if !pages.is_same() {
+                let side = |only: u64| json!({ "pages": pages.same + pages.changed + only, "changed": pages.changed, "only_here": only });
+                let path = format!("{path}/content");
+                found.push(Difference {
+                    path,
+                    first: side(pages.first_only),
+                    second: side(pages.second_only),
+                });
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Adds what differs below `path`.

@@ -1,5 +1,5 @@
 use super::image::Opened;
-use super::{diff, lists, view, what};
+use super::{diff, lists, what};
 use airlock_loader::checkpoint::image::{ContainerName, Metadata, STATEFILE, Writer, WriterOptions};
 use airlock_loader::checkpoint::state::*;
 use serde_json::{Value, json};
@@ -126,8 +126,7 @@ fn images_are_found_by_folder_and_by_file() {
 fn differences(a: &SandboxState, b: &SandboxState) -> Vec<(String, Value, Value)> {
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (one, two) = (image(one.path(), a), image(two.path(), b));
-    let mut found = Vec::new();
-    diff::compare("", &view::of(&one).unwrap(), &view::of(&two).unwrap(), &mut found);
+    let found = diff::differences(&one, &two).unwrap();
     found.into_iter().map(|d| (d.path, d.first, d.second)).collect()
 }
 

@@ -5,7 +5,7 @@
 
 use super::image::Opened;
 use super::{lists, what};
-use airlock_loader::checkpoint::pages::Index;
+use airlock_loader::checkpoint::pages::{Index, Object};
 use airlock_loader::checkpoint::state::{ProcessState, SandboxState};
 use airlock_wire::error::{Error, Result};
 use serde::Serialize;
@@ -22,8 +22,17 @@ fn object(of: &impl Serialize, without: &[&str]) -> Result<Map<String, Value>> {
     Ok(map)
 }
 
+/// An image as a tree.
+#[derive(Debug)]
+pub struct View {
+    /// Names and values.
+    pub tree: Value,
+    /// Where in the tree there is something with pages, and what those belong to.
+    pub memory: Vec<(String, Object)>,
+}
+
 /// The whole image.
-pub fn of(image: &Opened) -> Result<Value> {
+pub fn of(image: &Opened) -> Result<View> {
     let (state, index) = (image.state()?, image.index()?);
     let metadata =
         object(image.reader.metadata(), &["generation", "created", "clocks", "machine", "containers"])?;
@@ -40,10 +49,20 @@ pub fn of(image: &Opened) -> Result<Value> {
         map.insert("spec".to_owned(), spec);
         containers.insert(container.name.clone(), Value::Object(map));
     }
-    let mut processes = Map::new();
+    let (mut processes, mut memory) = (Map::new(), Vec::new());
     for p in &state.processes {
         let name = state.containers.get(p.container as usize).map_or("", |c| c.name.as_str());
-        processes.insert(format!("{name}/{}", p.pid), process(&state, index.as_ref(), p)?);
+        let name = format!("{name}/{}", p.pid);
+        memory.extend(p.mm.map(|id| (format!("processes/{name}/memory"), Object::Memory(id))));
+        processes.insert(name, process(&state, index.as_ref(), p)?);
+    }
+    let mut shared = Map::new();
+    for (id, object) in state.shmems.iter().enumerate() {
+        // Those of one name are told apart by their order.
+        let name = |n: usize| format!("{:?} {:?} {n}", object.kind, object.name);
+        let name = (0..=id).map(name).find(|name| !shared.contains_key(name)).unwrap_or_default();
+        memory.push((format!("shared/{name}"), Object::Shared(id as u32)));
+        shared.insert(name, Value::Object(self::object(object, &["identity"])?));
     }
     let mut filesystems = Map::new();
     for f in &state.filesystems {
@@ -53,17 +72,19 @@ pub fn of(image: &Opened) -> Result<Value> {
             Value::Object(object(f, &["container", "path", "section"])?),
         );
     }
-    Ok(json!({
+    let tree = json!({
         "metadata": metadata,
         "clocks": value(&state.clocks)?,
         "machine": value(&state.machine)?,
         "containers": containers,
         "processes": processes,
+        "shared": shared,
         "ipc": value(&state.ipc)?,
         "filesystems": filesystems,
         "networks": value(&state.networks)?,
         "warnings": value(&state.warnings)?,
-    }))
+    });
+    Ok(View { tree, memory })
 }
 
 fn process(state: &SandboxState, index: Option<&Index>, p: &ProcessState) -> Result<Value> {
