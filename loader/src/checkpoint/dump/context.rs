@@ -26,6 +26,8 @@ pub struct Context {
     pub spaces: Vec<Space>,
     /// Memory objects (`state.shmems`) whose content has to be saved, each once, with a descriptor to read it from.
     pub contents: Vec<(Id, OwnedFd)>,
+    /// The processes were let go.
+    pub released: bool,
     /// Upper layers kept in memory, by container, in the order of their `upper`.
     pub uppers: Vec<Vec<OwnedFd>>,
 }
@@ -131,6 +133,7 @@ impl Context {
             refusals: Vec::new(),
             spaces: Vec::new(),
             contents: Vec::new(),
+            released: false,
             uppers,
         }
     }

@@ -31,7 +31,7 @@ use airlock_wire::error::{Error, Result};
 use context::Context;
 use net::Sockets;
 use std::os::fd::OwnedFd;
-use write::Output;
+use write::{Image, Output};
 
 /// Carries a [`DumpOrder`] out.
 ///
@@ -61,11 +61,11 @@ pub fn run(link: &Link, procfs: ProcFs, order: DumpOrder, fds: Vec<OwnedFd>) -> 
 fn save(
     link: &Link,
     ctx: &mut Context,
-    sockets: &mut Option<Sockets>,
+    kept: &mut Option<Sockets>,
     output: Option<Output>,
     watch: &mut Watch,
 ) -> Result<bool> {
-    let sockets = sockets.insert(inspect(link, ctx, watch)?);
+    let sockets = kept.insert(inspect(link, ctx, watch)?);
     sockets.link(ctx);
     if !ctx.refusals.is_empty() {
         link.send(&Event::Refused(std::mem::take(&mut ctx.refusals)))?;
@@ -85,8 +85,20 @@ fn save(
     };
     sockets.settle(ctx);
     watch.step("connections");
-    let mut report = write::image(link, ctx, output, watch)?;
-    report.pause_us = watch.elapsed_us();
+    let image = Image::begin(link, ctx, output, watch)?;
+    let mut pause_us = None;
+    if ctx.order.resume && image.may_resume() {
+        if let Some(sockets) = kept.take() {
+            sockets.release(false);
+        }
+        let_go(link, ctx)?;
+        let us = watch.elapsed_us();
+        pause_us = Some(us);
+        link.send(&Event::Resumed { pause_us: us })?;
+        watch.step("resume");
+    }
+    let mut report = image.finish(link, ctx, watch)?;
+    report.pause_us = pause_us.unwrap_or_else(|| watch.elapsed_us());
     report.phases = watch.phases();
     link.saved(&Event::Saved(report), &[])
 }
@@ -179,6 +191,9 @@ fn program_break(ctx: &mut Context, index: usize) -> Result<u64> {
 
 /// Lets everything go on as if nobody had looked at it.
 fn let_go(link: &Link, ctx: &mut Context) -> Result<()> {
+    if std::mem::replace(&mut ctx.released, true) {
+        return Ok(());
+    }
     if ctx.order.paused {
         link.ask(&Event::Detaching)?;
     }
