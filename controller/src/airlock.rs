@@ -105,7 +105,8 @@ fn prepare(loader: &Loader, call: &mut Call<'_>, args: PrepareArgs) -> Result<Pr
         serde_json::from_str(&text).map_err(|e| Error::new(Kind::Serde, format!("spec: {e}")))?;
     airlock_loader::oci::validate::validate(&spec).map_err(|e| Error::invalid_argument(e.to_string()))?;
     let mut table = FdTable::new(call.take_fds());
-    let parts = ContainerParts::take(&args.fds, &mut table)?;
+    let mut parts = ContainerParts::take(&args.fds, &mut table)?;
+    parts.confs = args.gofer_mount_confs;
     let container = loader.reserve(&args.cid, None)?;
     match loader.prepare(&container, text, spec, &args.bundle, parts) {
         Ok(prepared) => {

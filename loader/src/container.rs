@@ -206,6 +206,8 @@ pub struct Container {
     pub(crate) own_pid_namespace: OnceLock<bool>,
     /// `CLONE_NEW*` flags of what an exec has to enter: where the container differs from the spawner.
     pub(crate) namespaces: OnceLock<i32>,
+    /// Upper layers in memory, by the place of their overlay: a checkpoint saves them.
+    pub(crate) layers: OnceLock<Vec<(String, OwnedFd)>>,
     /// Descriptors that the init got from outside, as it waits: number, device, inode. A checkpoint knows them by that.
     pub(crate) origin: OnceLock<Vec<(i32, u64, u64)>>,
     /// The loader itself made the cgroup leaf.
@@ -226,6 +228,7 @@ impl Container {
             seccomp: OnceLock::new(),
             own_pid_namespace: OnceLock::new(),
             namespaces: OnceLock::new(),
+            layers: OnceLock::new(),
             origin: OnceLock::new(),
             made_leaf: AtomicBool::new(false),
             life: Mutex::new(Life {

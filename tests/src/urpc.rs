@@ -152,7 +152,7 @@ fn typed<M: Method>(client: &mut Client, arg: &Value, fds: &[BorrowedFd<'_>]) ->
 
 fn binary(client: &mut Client, method: &str, arg: &Value, fds: &[BorrowedFd<'_>]) -> Result<Value, String> {
     use airlock_wire::api::{
-        airlock as a, container_manager as cm, debug, lifecycle as lc, logging, proc, usage,
+        airlock as a, container_manager as cm, debug, lifecycle as lc, logging, proc, state, usage,
     };
     macro_rules! dispatch {
         ($($method:ty),+ $(,)?) => {
@@ -176,6 +176,13 @@ fn binary(client: &mut Client, method: &str, arg: &Value, fds: &[BorrowedFd<'_>]
         cm::Resume,
         cm::Event,
         cm::ContainerRuntimeState,
+        cm::Checkpoint,
+        cm::Restore,
+        cm::RestoreSubcontainer,
+        cm::WaitCheckpoint,
+        cm::WaitRestore,
+        cm::GetSavings,
+        state::Save,
         lc::Pause,
         lc::Resume,
         lc::Shutdown,
@@ -193,5 +200,9 @@ fn binary(client: &mut Client, method: &str, arg: &Value, fds: &[BorrowedFd<'_>]
         a::List,
         a::StartContainer,
         a::Methods,
+        a::Checkpoint,
+        a::Restore,
+        a::RestoreContainer,
+        a::CheckpointProgress,
     )
 }

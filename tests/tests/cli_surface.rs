@@ -103,7 +103,9 @@ fn errors_are_one_line_with_the_texts_that_callers_match() {
     one(&["--platform=kvm", "list"], "unknown option '--platform'");
     one(&["--debg", "list"], "did you mean --debug");
     one(&["stat", &id], "unknown command 'stat': did you mean");
-    one(&["checkpoint", "--help"], "unknown command");
+    for command in ["checkpoint", "restore", "fork"] {
+        assert!(state.ok([command, "--help"]).contains("--"), "podman takes that as a yes");
+    }
     state.detached(&["create", "--bundle", bundle.text(), &id]);
     one(&["create", "--bundle", bundle.text(), &id], "container with given ID already exists");
     one(&["delete", "--no-such", &id], "unknown option");
@@ -327,4 +329,100 @@ fn tempfile_root(bundle: &Bundle) -> String {
     let root = bundle.path().join("runsc");
     std::fs::create_dir(&root).unwrap();
     root.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn checkpoint_and_restore_take_the_options_of_runc_and_criu() {
+    need!("busybox");
+    let (state, bundle, id) = (State::new(), Bundle::new(&["/bin/sleep", "1000"]), unique("cli"));
+    let one = |args: &[&str], text: &str| {
+        let error = state.fails(args);
+        assert!(error.contains(text), "{args:?}: {error}");
+        assert_eq!(error.trim_end().lines().count(), 1, "{args:?}: {error}");
+    };
+    state.detached(&["create", "--bundle", bundle.text(), &id]);
+    one(&["checkpoint", &id], "cannot be checkpointed");
+    one(&["checkpoint", "no-such"], "container does not exist");
+    one(&["fork", &id, "other"], "cannot be checkpointed");
+    one(&["wait", "--checkpoint", "no-such"], "container does not exist");
+    one(&["wait", "--restore", &id], "sandbox is not being restored");
+    one(&["wait", "--restore", "--checkpoint", &id], "--restore");
+    state.ok(["start", &id]);
+    let images = tempfile::tempdir().unwrap();
+    let dir = |name: &str| images.path().join(name).to_str().unwrap().to_owned();
+    let image = dir("image");
+    for (option, text) in [
+        (&["--page-server", "1.2.3.4:5"][..], "--page-server: "),
+        (&["--lazy-pages"], "--lazy-pages: "),
+        (&["--status-fd=3"], "--status-fd: "),
+        (&["--auto-dedup"], "--auto-dedup: "),
+        (&["--manage-cgroups-mode", "strict"], "--manage-cgroups-mode strict: "),
+        (&["--empty-ns=pid"], "--empty-ns pid: "),
+        (&["--compression=rar"], "\"rar\" is not known"),
+        (&["--key-file", "/no/such"], "--key-file /no/such: "),
+        (&["--parent-path", "../none"], "--parent-path: "),
+        (&["--no-such"], "unknown option '--no-such' of 'checkpoint'"),
+    ] {
+        let mut args = vec!["checkpoint", "--image-path", &image];
+        args.extend(option);
+        args.push(&id);
+        one(&args, text);
+    }
+    assert_eq!(state.status(&id), "running");
+    assert!(!images.path().join("image/checkpoint.img").exists());
+    assert!(state.ok(["checkpoint", "--dry-run", &id]).ends_with("can be saved\n"));
+    // All that callers pass, together.
+    state.ok([
+        "checkpoint",
+        "--image-path",
+        &image,
+        "--work-path",
+        &dir("work"),
+        "--leave-running",
+        "--tcp-established",
+        "--tcp-skip-in-flight",
+        "--ext-unix-sk",
+        "--shell-job",
+        "--file-locks",
+        "--exclude-committed-zero-pages",
+        "--manage-cgroups-mode=soft",
+        "--empty-ns",
+        "network",
+        "--metadata=by=me",
+        &id,
+    ]);
+    let names = || {
+        let mut names: Vec<_> = std::fs::read_dir(&image)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(), ["checkpoint.img", "pages.img", "pages_meta.img"]);
+    assert!(std::fs::read_to_string(images.path().join("work/dump.log")).unwrap().contains("1 processes"));
+    assert_eq!(state.status(&id), "running");
+    state.ok(["checkpoint", "--image-path", &image, &id]);
+    assert_eq!(names(), ["checkpoint.img", "pages.img", "pages_meta.img"]);
+    assert_eq!(
+        (state.status(&id).as_str(), &state.state(&id)["reason"]),
+        ("stopped", &"checkpointed".into())
+    );
+
+    let other = unique("cli");
+    let restore = |option: &[&str], text: &str| {
+        let mut args = vec!["restore", "--detach", "--bundle", bundle.text(), "--image-path", &image];
+        args.extend(option);
+        args.push(&other);
+        one(&args, text);
+        one(&["state", &other], "container does not exist");
+    };
+    restore(&["--lsm-profile", "apparmor:x"], "--lsm-profile apparmor:x: ");
+    restore(&["--lsm-mount-context=x"], "--lsm-mount-context x: ");
+    restore(&["--manage-cgroups-mode=full"], "--manage-cgroups-mode full: ");
+    restore(&["--image-path", "/no/such/image"], "there is no image in /no/such/image");
+    restore(&["--tcp-close", "--tcp-established"], "--tcp-established");
+    std::fs::write(images.path().join("image/checkpoint.img"), "altered").unwrap();
+    restore(&["--work-path", &dir("work")], "restore: ");
+    assert!(std::fs::read_to_string(images.path().join("work/restore.log")).unwrap().starts_with("Error: "));
 }

@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+#[path = "urpc/checkpoint.rs"]
+mod checkpoint;
 #[path = "urpc/containers.rs"]
 mod containers;
 #[path = "urpc/hostile.rs"]

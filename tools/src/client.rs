@@ -37,6 +37,8 @@ use std::time::Duration;
 const PROMPT: Duration = Duration::from_secs(30);
 /// How long the sandbox process may take to end after its root container has.
 const LAST_BREATH: Duration = Duration::from_secs(10);
+/// What a container's last words give as the reason when its program ended by itself.
+const EXITED: &str = "exited";
 /// Exit code of a container that ended without a word: nothing but SIGKILL does that.
 const KILLED: i32 = 128 + libc::SIGKILL;
 
@@ -63,6 +65,9 @@ pub struct Container {
     pub annotations: BTreeMap<String, String>,
     /// The user that made it.
     pub owner: String,
+    /// Why it has stopped, if not by itself: `signal N`, `oom`, `checkpointed`, or what failed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
 }
 
 /// Which processes a signal is for.
@@ -141,6 +146,7 @@ impl Airlock {
                     created: String::new(),
                     annotations: BTreeMap::new(),
                     owner: String::new(),
+                    reason: String::new(),
                 }),
             }
         }
@@ -154,7 +160,14 @@ impl Airlock {
     pub fn state(&self, id: &str) -> Result<Container> {
         let state = self.states.load(id)?;
         let status = self.states.status(&state)?;
+        let reason = match status {
+            Status::Stopped => {
+                self.states.exit_record(id).ok().flatten().map(|r| r.reason).unwrap_or_default()
+            }
+            _ => String::new(),
+        };
         Ok(Container {
+            reason: if reason == EXITED { String::new() } else { reason },
             pid: if status == Status::Stopped { 0 } else { state.pid },
             status,
             oci_version: state.oci_version,

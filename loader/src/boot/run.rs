@@ -84,7 +84,8 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
         Some(binary) => Some(binary),
         None => start.fds.take_option(args.self_exe)?,
     };
-    let parts = ContainerParts::take(&args.fds, &mut start.fds)?;
+    let mut parts = ContainerParts::take(&args.fds, &mut start.fds)?;
+    parts.confs.clone_from(&args.gofer_mount_confs);
     let mut shared_mounts = Vec::new();
     for (name, fd) in &args.shared_mounts {
         shared_mounts.push((name.clone(), start.fds.take(*fd)?));

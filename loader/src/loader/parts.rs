@@ -3,8 +3,11 @@
 
 use crate::boot::FdTable;
 use crate::cgroup::{Cgroup, UNIFIED};
+use crate::oci::mounts::needs_gofer;
 use airlock_wire::api::boot::{ContainerFds, Namespace};
+use airlock_wire::api::types::GoferMountConf;
 use airlock_wire::error::Result;
+use oci_spec::runtime::Spec;
 use std::os::fd::OwnedFd;
 
 /// What a container is made from, besides its spec.
@@ -24,6 +27,10 @@ pub struct ContainerParts {
     pub join: Vec<(Namespace, OwnedFd)>,
     /// Passed descriptors by number in the container.
     pub pass: Vec<(i32, OwnedFd)>,
+    /// Behind the overlaid ones of `mounts`, in their order.
+    pub filestores: Vec<OwnedFd>,
+    /// How `mounts` were made; may be shorter.
+    pub confs: Vec<GoferMountConf>,
     /// Program to execute.
     pub exec: Option<OwnedFd>,
     /// Console replica.
@@ -49,8 +56,6 @@ impl ContainerParts {
         } else {
             names.into_iter().zip(mounts).collect()
         };
-        // Filestores back overlays that the parent has already built; holding them is all there is to do.
-        drop(table.take_all(&fds.filestores)?);
         Ok(Self {
             stdio: table.take_all(&fds.stdio)?,
             mounts: table.take_all(&fds.gofer)?,
@@ -72,8 +77,56 @@ impl ContainerParts {
                     ))
                 })
                 .collect::<Result<_>>()?,
+            filestores: table.take_all(&fds.filestores)?,
+            confs: Vec::new(),
             exec: table.take_option(fds.exec)?,
             tty: table.take_option(fds.tty)?,
         })
+    }
+}
+
+/// [`GoferMountConf::upper`] of a layer in memory.
+const MEMORY: u8 = 1;
+
+/// The upper layers in memory among `filestores`, with the places of their mounts in the container.
+pub(super) fn layers_in_memory(
+    spec: &Spec,
+    confs: &[GoferMountConf],
+    filestores: Vec<OwnedFd>,
+) -> Vec<(String, OwnedFd)> {
+    let mounts = spec.mounts().iter().flatten().filter(|m| needs_gofer(m));
+    let places = std::iter::once("/".to_owned()).chain(mounts.map(|m| m.destination().display().to_string()));
+    places
+        .zip(confs)
+        .filter(|(_, conf)| conf.upper != 0)
+        .zip(filestores)
+        .filter(|((_, conf), _)| conf.upper == MEMORY)
+        .map(|((place, _), fd)| (place, fd))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_in_memory_are_found_by_their_mounts() {
+        let spec: Spec = serde_json::from_str(
+            r#"{"ociVersion":"1.0.2","mounts":[{"destination":"/proc","type":"proc","source":"proc"},
+            {"destination":"/a","type":"bind","source":"/a","options":["bind"]},
+            {"destination":"/b","type":"bind","source":"/b","options":["bind"]}]}"#,
+        )
+        .unwrap();
+        let conf = |upper| GoferMountConf { lower: 1, upper, size: 0 };
+        let files =
+            |n: usize| (0..n).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect::<Vec<_>>();
+        let found = |confs: &[GoferMountConf], n| {
+            let layers = layers_in_memory(&spec, confs, files(n));
+            layers.into_iter().map(|(place, _)| place).collect::<Vec<_>>()
+        };
+        assert_eq!(found(&[conf(1), conf(0), conf(1)], 2), ["/", "/b"]);
+        assert_eq!(found(&[conf(2), conf(1), conf(3)], 3), ["/a"]);
+        assert_eq!(found(&[conf(1), conf(1), conf(1)], 1), ["/"]);
+        assert_eq!(found(&[], 2), Vec::<String>::new());
     }
 }

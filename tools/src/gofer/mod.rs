@@ -66,7 +66,7 @@ pub struct Opened {
     pub mounts: Vec<OwnedFd>,
     /// Detached mounts of device nodes by path; only for containers in a user namespace.
     pub devices: Vec<(String, OwnedFd)>,
-    /// Directories behind upper layers on the host, in the order of the overlaid entries.
+    /// Directories behind upper layers on the host, and upper layers in memory, in the order of the overlaid entries.
     pub filestores: Vec<OwnedFd>,
     /// How each was made: the rootfs, then the mounts.
     pub confs: Vec<GoferMountConf>,
@@ -102,7 +102,7 @@ pub struct Donated {
     pub gofer: Vec<Fd>,
     /// Device nodes by path.
     pub devices: Vec<(String, Fd)>,
-    /// Directories behind upper layers.
+    /// Directories behind upper layers, and upper layers in memory.
     pub filestores: Vec<Fd>,
     /// How each was made.
     pub confs: Vec<GoferMountConf>,

@@ -84,8 +84,9 @@ pub struct ContainerFds {
     /// Detached mounts: the rootfs, then one for each mount of the spec that
     /// `airlock_loader::oci::mounts::needs_gofer` names, in spec order.
     pub gofer: Vec<Fd>,
-    /// Files or directories behind overlay upper layers, in the order of the overlaid entries of the
-    /// `GoferMountConf` list (reserved for `Self` and `Anon` media; the parent has already built the overlay).
+    /// What is behind overlay upper layers, in the order of the overlaid entries of the `GoferMountConf` list: for
+    /// `Memory` the upper layer's directory, which a checkpoint reads; for `Self` and `Anon` the directory on the host
+    /// (the parent has already built the overlay).
     pub filestores: Vec<Fd>,
     /// Device nodes for `/dev` as detached mounts, path and descriptor: given when the container is in a user
     /// namespace and cannot `mknod`.

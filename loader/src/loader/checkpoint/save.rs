@@ -63,7 +63,9 @@ impl Loader {
         let dry_run = order.dry_run;
         let ends = !order.resume && !order.pre_dump && !dry_run;
         let agent = self.spawn_agent()?;
-        let fds: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+        let files = files.iter().filter(|_| !dry_run).map(AsFd::as_fd);
+        let layers = containers.iter().flat_map(|c| c.layers.get()).flatten().map(|(_, layer)| layer.as_fd());
+        let fds: Vec<BorrowedFd<'_>> = files.chain(layers).collect();
         let mut turns = Standstill {
             work: &self.work,
             pauses: Some(pauses),
@@ -141,7 +143,7 @@ impl Loader {
             execs,
             origin: container.origin.get().cloned().unwrap_or_default(),
             own_pid_namespace: container.own_pid_namespace.get().copied().unwrap_or(true),
-            upper: Vec::new(),
+            upper: container.layers.get().into_iter().flatten().map(|(place, _)| place.clone()).collect(),
         })
     }
 }

@@ -53,7 +53,7 @@ pub(in crate::gofer) struct Layers {
 }
 
 /// Makes a detached overlay mount; `options` are more parameters of overlayfs. Also returns the directory behind the
-/// upper layer, if it is on the host.
+/// upper layer if it is on the host, and the upper layer itself, to be read, if it is in memory.
 pub(in crate::gofer) fn mount(
     layers: &Layers,
     options: &[(String, Option<String>)],
@@ -126,7 +126,10 @@ impl OpenLayers {
                 if attach {
                     mount::attach_at(tmpfs.as_fd(), "/")?;
                 }
-                Some(upper_and_work(tmpfs.as_fd(), lowers.first())?)
+                let pair = upper_and_work(tmpfs.as_fd(), lowers.first())?;
+                let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+                filestore = Some(openat(&tmpfs, "upper", flags, Mode::empty())?);
+                Some(pair)
             }
             Upper::Directory(directory) => {
                 let directory = open_directory(directory)?;

@@ -25,7 +25,7 @@ fn an_overlay_in_memory_keeps_the_sources_as_they_are() {
         .unwrap();
     let upper: Vec<_> = opened.confs.iter().map(|c| (c.lower, c.upper, c.size)).collect();
     assert_eq!(upper, [(1, 1, 1 << 20), (1, 1, 1 << 20), (1, 0, 0), (1, 1, 1 << 20), (1, 0, 0)]);
-    assert!(opened.filestores.is_empty() && opened.cleanup.is_empty());
+    assert_eq!((opened.filestores.len(), opened.cleanup.len()), (3, 0));
     b.inside(config(mounts), "all:memory,size=1m", || {
         let root = fs::metadata("/").unwrap();
         assert_eq!((root.mode() & 0o7777, root.uid(), root.gid()), (0o751, 3, 4));
