@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod clocks;
+pub mod content;
 pub mod dump;
 pub mod image;
 pub mod inet;
