@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::order::{Event, Order, Progress};
-use super::{dump, restore};
+use super::{dump, remote, restore};
 use crate::procfs::ProcFs;
 use crate::sys::{mount, process};
 use airlock_wire::binary;
@@ -113,7 +113,9 @@ pub fn main(channel: UnixStream) -> ! {
 
 fn run(link: &Link) -> Result<()> {
     let (order, fds) = binary::recv::<Order>(&link.channel)?;
-    let procfs = ProcFs::new(open_procfs()?);
+    let root = open_procfs()?;
+    remote::use_procfs(root.try_clone()?);
+    let procfs = ProcFs::new(root);
     match order {
         Order::Dump(order) => dump::run(link, procfs, order, fds),
         Order::Restore(order) => restore::run(link, procfs, order, fds),

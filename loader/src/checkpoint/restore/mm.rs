@@ -60,7 +60,7 @@ pub fn clear(task: &mut Tracee, region: &Region, mm: &MmState) -> Result<()> {
     const RSEQ_FLAG_UNREGISTER: u64 = 1;
     let value = Arg::Value;
     let mut batch = Batch::new();
-    if let Some(rseq) = task.rseq_configuration()? {
+    if let Some(rseq) = task.rseq_configuration()?.filter(|r| r.pointer != 0) {
         batch.must(
             libc::SYS_rseq,
             [rseq.pointer.into(), rseq.size.into(), value(RSEQ_FLAG_UNREGISTER), rseq.signature.into()],
