@@ -92,8 +92,11 @@ impl Loader {
         fds.extend(request.exec);
         fds.extend(request.pass.into_iter().map(|(_, fd)| fd));
         let personality = container.spec.get().and_then(personality_of);
+        // A restored container has clocks of its own.
+        let restored = matches!(container.state(), State::Restored | State::RestoringStarted);
+        let clocks = if restored { libc::CLONE_NEWTIME } else { 0 };
         let order = Order::Exec(ExecOrder {
-            namespaces: container.namespaces.get().copied().unwrap_or(libc::CLONE_NEWNS),
+            namespaces: container.namespaces.get().copied().unwrap_or(libc::CLONE_NEWNS) | clocks,
             process: request.process,
             seccomp,
             personality,

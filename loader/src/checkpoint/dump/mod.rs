@@ -23,7 +23,7 @@ mod write;
 use super::agent::{Link, next_fd};
 use super::order::{DumpOrder, Event, Report};
 use super::remote::{Arg, Batch};
-use super::state::ContainerState;
+use super::state::{ContainerState, VmaKind};
 use super::watch::Watch;
 use super::{clocks, machine};
 use crate::procfs::ProcFs;
@@ -160,6 +160,14 @@ fn surroundings(ctx: &mut Context) -> Result<()> {
     let xstate = ctx.state.processes.iter().flat_map(|p| &p.threads).find(|t| !t.xstate.is_empty());
     (ctx.state.machine.xcr0, ctx.state.machine.xstate_size) =
         xstate.map(|t| machine::xstate_facts(&t.xstate)).unwrap_or_default();
+    // All programs have the same.
+    let vdso = ctx.spaces.iter().find_map(|space| {
+        let vmas = &ctx.state.mms.get(space.mm as usize)?.vmas;
+        let vdso = vmas.iter().find(|v| v.kind == VmaKind::Vdso)?;
+        let leader = ctx.procs.get(space.proc)?.threads.first()?;
+        leader.mem().bytes(vdso.start, (vdso.end - vdso.start) as usize).ok()
+    });
+    ctx.state.machine.vdso_digest = vdso.map(|image| machine::vdso_digest(&image)).unwrap_or_default();
     Ok(())
 }
 

@@ -3,8 +3,10 @@
 
 use super::context::{Context, Stub};
 use super::mm;
+use crate::checkpoint::machine;
 use crate::checkpoint::remote::fdpass::{self, Channel};
 use crate::checkpoint::remote::{Arg, Batch, Options, Region, Tracee};
+use crate::checkpoint::state::Machine;
 use crate::sys::process;
 use airlock_wire::error::{Error, Result};
 use std::time::{Duration, Instant};
@@ -30,7 +32,10 @@ pub fn take_over(ctx: &mut Context) -> Result<()> {
     }
     let mut taken = Vec::new();
     for tracee in &stopped {
-        taken.extend(mappings(&String::from_utf8_lossy(&ctx.procfs.read_whole(tracee.tid(), "maps")?)));
+        let maps = ctx.procfs.read_whole(tracee.tid(), "maps")?;
+        let maps = String::from_utf8_lossy(&maps);
+        taken.extend(maps.lines().filter_map(range));
+        check_vdso(&ctx.state.machine, tracee, &maps)?;
     }
     let len = Region::DATA + 4096;
     let at = mm::free_address(ctx.state.mms.iter(), &taken, len).ok_or_else(|| {
@@ -66,10 +71,24 @@ fn close_all_but(tracee: &mut Tracee, region: &Region, number: i32) -> Result<()
     batch.run(tracee, region)?.check().map_err(|e| e.context("closing an init's descriptors"))
 }
 
-/// Address ranges of `/proc/pid/maps`.
-fn mappings(maps: &str) -> impl Iterator<Item = (u64, u64)> + '_ {
-    maps.lines().filter_map(|line| {
-        let (start, end) = line.split_once(' ')?.0.split_once('-')?;
-        Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
-    })
+/// The programs call into the kernel's vdso at addresses that they have looked up long ago.
+fn check_vdso(saved: &Machine, tracee: &Tracee, maps: &str) -> Result<()> {
+    let Some((start, end)) = maps.lines().find(|l| l.ends_with("[vdso]")).and_then(range) else {
+        return Ok(());
+    };
+    let here = machine::vdso_digest(&tracee.mem().bytes(start, (end - start) as usize)?);
+    if saved.vdso_digest.is_empty() || saved.vdso_digest == here {
+        return Ok(());
+    }
+    Err(Error::unsupported(format!(
+        "the image was made on Linux {}, whose vdso has its functions elsewhere than that of this kernel: its programs would \
+         jump into nothing; restore it where it was made, or on the same kernel",
+        saved.kernel
+    )))
+}
+
+/// The address range that a line of `/proc/pid/maps` begins with.
+fn range(line: &str) -> Option<(u64, u64)> {
+    let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+    Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
 }
