@@ -41,6 +41,7 @@
 //! Checksums of single pages (XXH3) cost 40 ms/GB: faults are answered with pages that were checked.
 #![forbid(unsafe_code)]
 
+pub mod background;
 mod chain;
 mod compare;
 pub mod descriptor;

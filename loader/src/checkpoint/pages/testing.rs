@@ -52,7 +52,7 @@ for line in sys.stdin:
     print(r, flush=True)
 "#;
 
-pub(super) struct Program {
+pub(in crate::checkpoint::pages) struct Program {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
@@ -60,7 +60,7 @@ pub(super) struct Program {
 
 impl Program {
     /// `None`, with a message, without python3.
-    pub(super) fn start() -> Option<Self> {
+    pub(in crate::checkpoint::pages) fn start() -> Option<Self> {
         let started = Command::new("python3")
             .args(["-c", PRELUDE])
             .stdin(Stdio::piped())
@@ -77,27 +77,32 @@ impl Program {
         Some(program)
     }
 
-    pub(super) fn pid(&self) -> i32 {
+    pub(in crate::checkpoint::pages) fn pid(&self) -> i32 {
         self.child.id() as i32
     }
 
-    pub(super) fn memory(&self) -> Memory {
+    pub(in crate::checkpoint::pages) fn memory(&self) -> Memory {
         Memory::open(&procfs(), self.pid()).unwrap()
     }
 
-    pub(super) fn send(&mut self, code: &str) {
+    pub(in crate::checkpoint::pages) fn send(&mut self, code: &str) {
         writeln!(self.input, "{code}").unwrap();
         self.input.flush().unwrap();
     }
 
-    pub(super) fn answer(&mut self) -> String {
+    pub(in crate::checkpoint::pages) fn answer(&mut self) -> String {
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();
         line.trim().to_owned()
     }
 
+    /// Where answers come from.
+    pub(in crate::checkpoint::pages) fn output(&self) -> std::os::fd::BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(self.output.get_ref())
+    }
+
     /// Runs a statement; gives what it left in `r`.
-    pub(super) fn run(&mut self, code: &str) -> String {
+    pub(in crate::checkpoint::pages) fn run(&mut self, code: &str) -> String {
         self.send(code);
         let answer = self.answer();
         assert!(!answer.starts_with("failed"), "{code}: {answer}");
@@ -105,18 +110,18 @@ impl Program {
     }
 
     /// As [`Program::run`], for a number.
-    pub(super) fn number(&mut self, code: &str) -> u64 {
+    pub(in crate::checkpoint::pages) fn number(&mut self, code: &str) -> u64 {
         self.run(&format!("r = {code}")).parse().unwrap()
     }
 
     /// Maps so many pages of anonymous memory.
-    pub(super) fn anon(&mut self, pages: u64) -> Range {
+    pub(in crate::checkpoint::pages) fn anon(&mut self, pages: u64) -> Range {
         let start = self.number(&format!("anon({pages})"));
         range(start, pages)
     }
 
     /// SHA-256 of a range.
-    pub(super) fn digest(&mut self, range: &Range) -> String {
+    pub(in crate::checkpoint::pages) fn digest(&mut self, range: &Range) -> String {
         self.run(&format!("r = digest({}, {})", range.start, (range.end - range.start) / PAGE))
     }
 }
@@ -128,10 +133,10 @@ impl Drop for Program {
     }
 }
 
-pub(super) fn procfs() -> ProcFs {
+pub(in crate::checkpoint::pages) fn procfs() -> ProcFs {
     ProcFs::new(File::open("/proc").unwrap().into())
 }
 
-pub(super) fn range(start: u64, pages: u64) -> Range {
+pub(in crate::checkpoint::pages) fn range(start: u64, pages: u64) -> Range {
     Range { start, end: start + pages * PAGE, ..Range::default() }
 }
