@@ -340,7 +340,10 @@ impl Gofer<'_> {
             // A file has no layers: the container gets a copy in memory.
             let memory = Overlay { medium: Medium::Memory, size: overlay.size };
             self.note(LOWER_TREE, Some(&memory));
-            layers::copy_of_file(&source)
+            layers::copy_of_file(&source).map(|(mount, copy)| {
+                self.filestores.push(copy);
+                mount
+            })
         } else {
             self.note(LOWER_TREE, None);
             bind::clone(&source, false)

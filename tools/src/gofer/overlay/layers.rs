@@ -271,8 +271,8 @@ fn upper_and_work(base: BorrowedFd<'_>, lower: Option<&OwnedFd>) -> Result<(Owne
     Ok(pair)
 }
 
-/// A detached mount of a copy of the file `source`, in a tmpfs.
-pub(in crate::gofer) fn copy_of_file(source: &Path) -> Result<OwnedFd> {
+/// A detached mount of a copy of the file `source`, in a tmpfs; and the copy, to be read.
+pub(in crate::gofer) fn copy_of_file(source: &Path) -> Result<(OwnedFd, OwnedFd)> {
     let tmpfs = memory(None)?;
     let mut from = File::open(source).map_err(missing)?;
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
@@ -285,12 +285,14 @@ pub(in crate::gofer) fn copy_of_file(source: &Path) -> Result<OwnedFd> {
     }
     to.set_permissions(status.permissions())?;
     let open = || openat(&tmpfs, "file", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
-    match mount::clone_tree(open()?.as_fd(), false) {
+    let copy = openat(&tmpfs, "file", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let mount = match mount::clone_tree(open()?.as_fd(), false) {
         // Before Linux 6.15 only what is attached can be copied.
         Err(Errno::EINVAL) => in_private_namespace(|| {
             mount::attach_at(tmpfs.as_fd(), "/")?;
             Ok(mount::clone_tree(open()?.as_fd(), false)?)
-        }),
-        result => Ok(result?),
-    }
+        })?,
+        result => result?,
+    };
+    Ok((mount, copy))
 }
