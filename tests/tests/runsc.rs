@@ -171,6 +171,30 @@ fn runsc_pauses_and_waits() {
 }
 
 #[test]
+fn runsc_saves_the_sandbox() {
+    need!("busybox", "runsc");
+    let ours = Ours::new(&["sleep", "1000"]);
+    let (id, images) = (ours.id.as_str(), tempfile::tempdir().unwrap());
+    let image = images.path().join("image");
+    let image = image.to_str().unwrap();
+    assert_eq!(ours.view.ok(&["checkpoint", "-image-path", image, id]), "");
+    wait::until("the sandbox ends", || (ours.state.status(id) == "stopped").then_some(()));
+    assert_eq!(ours.state.state(id)["reason"], "checkpointed");
+    assert_eq!(parsed(&ours.view.ok(&["state", id]))["status"], "stopped");
+    let other = unique("ours");
+    ours.state.detached(&[
+        "restore",
+        "--detach",
+        "--bundle",
+        ours._bundle.text(),
+        "--image-path",
+        image,
+        &other,
+    ]);
+    assert_eq!(ours.state.status(&other), "running");
+}
+
+#[test]
 fn runsc_looks_into_the_sandbox() {
     need!("busybox", "runsc");
     let ours = Ours::new(&["sleep", "1000"]);
