@@ -72,13 +72,8 @@ impl Tracee {
         let before = self.look()?;
         let mut happened = Happened::default();
         let made = self
-            .with_gadget(&before.regs, |t, gadget| {
-                let mut entry = 0;
-                if let Some(region) = gadget.region
-                    && t.mem.write(region.header(), &before.save_block()).is_ok()
-                {
-                    entry = region.spare_entry();
-                }
+            .with_gadget(&before, |t, gadget| {
+                let entry = gadget.region.map_or(0, Region::spare_entry);
                 t.run_call(&before.regs.for_call(gadget.at, nr, args, entry), &mut happened)
             })
             .map_err(|e| e.context(format!("{} in {}", call_name(nr), procfs::describe(self.tid))));
@@ -245,9 +240,17 @@ impl Tracee {
     }
 
     /// Finds a system call instruction in the thread's memory, or puts one there for as long as `run` runs.
-    fn with_gadget<T>(&mut self, regs: &Regs, run: impl FnOnce(&mut Self, Gadget) -> Result<T>) -> Result<T> {
-        // Reading two bytes costs less than finding out later that the page is gone.
-        let known = self.gadget.filter(|gadget| self.is_gadget(gadget.at));
+    fn with_gadget<T>(
+        &mut self,
+        before: &Before,
+        run: impl FnOnce(&mut Self, Gadget) -> Result<T>,
+    ) -> Result<T> {
+        // The program (or a restore) may have unmapped it. A look costs less than to find out when the call fails.
+        let known = self.gadget.filter(|gadget| match gadget.region {
+            Some(region) => self.mem.write(region.header(), &before.save_block()).is_ok(),
+            None => self.is_gadget(gadget.at),
+        });
+        let regs = &before.regs;
         let found = known.or_else(|| {
             let here = regs.in_syscall().map(|_| regs.call_site()).filter(|at| self.is_gadget(*at));
             let at = here.or_else(|| self.gadget_in_vdso())?;

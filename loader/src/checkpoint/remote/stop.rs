@@ -42,3 +42,19 @@ pub(super) fn next(tid: i32, deadline: Option<Instant>) -> Result<Option<Change>
         std::thread::sleep((waited / 8).min(LONGEST_NAP));
     }
 }
+
+/// Reaps thread `tid`, which has been killed, so that its real parent hears of its end: whoever traces a thread must do
+/// that. Gives up on the leader of a group whose other threads have not been reaped, and on one that takes 100 ms.
+pub(super) fn reap(tid: i32) {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(100) {
+        // In this order: it may end between the two.
+        let ended = matches!(procfs::state(tid), None | Some('Z' | 'X'));
+        match ptrace::wait(tid) {
+            Ok(Some(Change::Ended(_))) | Err(_) => return,
+            Ok(None) if ended => return,
+            Ok(_) if start.elapsed() < SPIN => std::thread::yield_now(),
+            Ok(_) => std::thread::sleep(SPIN),
+        }
+    }
+}

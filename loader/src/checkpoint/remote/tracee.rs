@@ -8,7 +8,6 @@ use crate::sys::ptrace::{self, Instruction, RseqConfiguration, UserDispatch};
 use airlock_wire::error::{Error, Kind, Result};
 use nix::errno::Errno;
 use std::marker::PhantomData;
-use std::time::{Duration, Instant};
 
 /// A thread that this thread traces and that is stopped. Dropping it lets the thread go (see [`Options::kill`]).
 #[derive(Debug)]
@@ -326,15 +325,15 @@ impl Tracee {
         ptrace::detach(self.tid, 0)
     }
 
-    /// Kills the thread's whole process and does not wait for that; see [`super::task_list::kill_all`] for many.
+    /// Kills the thread's whole process, and waits for the thread's end if it is the last one; see
+    /// [`super::task_list::kill_all`] for processes with several threads.
     ///
     /// # Errors
     /// `NoSuchEntity` when it ended meanwhile.
     pub fn kill(mut self) -> Result<()> {
         self.over = true;
         let killed = ptrace::signal_thread(self.tid, libc::SIGKILL);
-        // Whoever traces a thread must reap it, or its real parent never hears of the end.
-        let _ = stop::next(self.tid, Some(Instant::now() + Duration::from_millis(100)));
+        stop::reap(self.tid);
         killed.map_err(|e| self.failed("kill", e))
     }
 
@@ -349,7 +348,7 @@ impl Drop for Tracee {
             self.over = true;
             if self.kill {
                 let _ = ptrace::signal_thread(self.tid, libc::SIGKILL);
-                let _ = ptrace::wait(self.tid);
+                stop::reap(self.tid);
             } else {
                 let _ = self.let_go();
             }
