@@ -119,6 +119,7 @@ fn dump_order(args: CheckpointArgs) -> DumpOrder {
         file_locks: args.file_locks,
         pre_dump: args.pre_dump,
         parent: args.parent,
+        ancestors: args.ancestors,
         ..DumpOrder::default()
     }
 }

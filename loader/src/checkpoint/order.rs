@@ -54,6 +54,10 @@ pub struct DumpOrder {
     pub pre_dump: bool,
     /// A parent image is given: store only pages that changed since. Descriptors follow: parent's statefile, pages metadata, pages.
     pub parent: bool,
+    /// Images that the parent builds upon: for each, pages metadata and pages follow, nearest first.
+    pub ancestors: u32,
+    /// The image since which writes are tracked; if it is the parent, pages that were not written need not be looked at.
+    pub tracked: Option<[u8; 16]>,
     /// Containers that are paused: tell before stopping and before letting go.
     pub paused: bool,
     /// Containers live in namespaces whose owner is not the initial user namespace.
@@ -77,6 +81,8 @@ pub struct DumpContainer {
     pub origin: Vec<(i32, u64, u64)>,
     /// It has a pid namespace of its own; otherwise it shares the root container's.
     pub own_pid_namespace: bool,
+    /// The newest mount that its init made (listmount(2)); newer ones are its programs'. 0: unknown.
+    pub newest_mount: u64,
     /// Descriptors of upper layers kept in memory that come with the order (path of the overlay mount each).
     pub upper: Vec<String>,
 }
@@ -144,7 +150,10 @@ pub enum Event {
         /// How long it stood still.
         pause_us: u64,
     },
-    /// The image is complete; answered with [`Order::Release`]. A tracking descriptor may come along (pre-dump).
+    /// What tracked writes so far is to be closed: the kernel has one count at a time. Answered with [`Order::Continue`].
+    Untrack,
+    /// The image is complete; answered with [`Order::Release`]. Descriptors that track writes from now on may come along,
+    /// to be kept until [`Event::Untrack`].
     Saved(Report),
     /// The restored program runs. With `background` pages are still on their way, and [`Event::PagesIn`] follows.
     Restored(Report),
@@ -190,6 +199,8 @@ pub struct Report {
     pub saved_cpu_ns: u64,
     /// Wall time since the saved processes were started, nanoseconds.
     pub saved_wall_ns: u64,
+    /// The image that writes are tracked since, if they are.
+    pub tracked: Option<[u8; 16]>,
     /// Inits whose pid in the sandbox's namespace has changed: (container ID, pid).
     pub moved: Vec<(String, i32)>,
 }

@@ -67,8 +67,8 @@ pub(super) struct Work {
     restored: OnceLock<Arc<Notice>>,
     /// CPU and wall time that a restore has saved, nanoseconds.
     savings: OnceLock<(u64, u64)>,
-    /// What watches for changed pages since a pre-dump.
-    tracking: Mutex<Vec<OwnedFd>>,
+    /// What tracks writes, and since which image.
+    tracking: Mutex<Option<([u8; 16], Vec<OwnedFd>)>>,
     end: OnceLock<u32>,
     end_event: EventFd,
 }

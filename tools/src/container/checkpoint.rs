@@ -102,15 +102,16 @@ pub fn checkpoint(
                     path.display()
                 ))
             })?;
-            Some((opened.statefile, pages))
+            args.ancestors = opened.parents.len() as u32;
+            Some((opened.statefile, pages, opened.parents))
         }
     };
     let new = NewImage::create(image)?;
     let (ours, theirs) = UnixStream::pair().map_err(|e| Error::from(e).context("make a socket pair"))?;
     let mut fds = new.as_fds();
-    if let Some((statefile, pages)) = &parent {
+    if let Some((statefile, pages, ancestors)) = &parent {
         fds.push(statefile.as_fd());
-        fds.extend(pages.iter().map(AsFd::as_fd));
+        fds.extend(pages.iter().chain(ancestors.iter().flatten()).map(AsFd::as_fd));
     }
     if args.commit {
         fds.push(theirs.as_fd());

@@ -195,6 +195,8 @@ pub struct CheckpointArgs {
     /// Store only pages that changed since a parent image. Three more descriptors come behind those of `save`: the
     /// parent's statefile, pages' metadata and pages.
     pub parent: bool,
+    /// Images that the parent builds upon, nearest first: two more descriptors for each, pages' metadata and pages.
+    pub ancestors: u32,
     /// The last descriptor is a stream socket on which the sandbox says with one byte that the image is complete; the
     /// containers end only when the caller answers with a byte, and go on if it closes the socket instead. So whoever
     /// gives files their final names meanwhile loses neither image nor program if it dies.
@@ -207,7 +209,8 @@ impl CheckpointArgs {
     /// # Errors
     /// As [`SaveOpts::check`]; combinations that make no sense.
     pub fn check(&self, files: usize) -> Result<()> {
-        let own = if self.parent { 3 } else { 0 } + usize::from(self.commit);
+        let ancestors = (self.ancestors as usize).saturating_mul(2);
+        let own = if self.parent { 3 + ancestors } else { 0 } + usize::from(self.commit);
         if self.dry_run && files == 0 {
             return self.save.check(self.save.files());
         }

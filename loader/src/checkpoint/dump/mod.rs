@@ -97,10 +97,10 @@ fn save(
         link.send(&Event::Resumed { pause_us: us })?;
         watch.step("resume");
     }
-    let mut report = image.finish(link, ctx, watch)?;
+    let (mut report, trackers) = image.finish(link, ctx, watch)?;
     report.pause_us = pause_us.unwrap_or_else(|| watch.elapsed_us());
     report.phases = watch.phases();
-    link.saved(&Event::Saved(report), &[])
+    link.saved(&Event::Saved(report), &trackers)
 }
 
 /// Stops everything and describes it in [`Context::state`].

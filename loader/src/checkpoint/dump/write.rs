@@ -5,13 +5,18 @@
 use super::context::{Context, Extent};
 use crate::checkpoint::agent::{Link, next_fd};
 use crate::checkpoint::image::{
-    self, Compression, ContainerName, FileIdentity, Metadata, PagesIn, PagesInfo, SpecText, Sums,
+    self, Compression, ContainerName, FileIdentity, Metadata, PagesIn, PagesInfo, Reader, SpecText, Sums,
     WriterOptions,
 };
-use crate::checkpoint::order::{DumpOrder, Report};
+use crate::checkpoint::order::{DumpOrder, Event, Report};
+use crate::checkpoint::pages::descriptor::{self, Purpose};
 use crate::checkpoint::pages::shadow::{Apart, Shadow};
-use crate::checkpoint::pages::{self, Content, Like, Memory, Object, Range, Run, RunKind, SumKind, Task};
-use crate::checkpoint::state::{MmState, Vma};
+use crate::checkpoint::pages::track::Tracker;
+use crate::checkpoint::pages::{
+    self, Chain, Content, Index, Known, Layout, Like, Memory, Object, Range, Run, RunKind, SumKind, Task,
+};
+use crate::checkpoint::restore::source::whole;
+use crate::checkpoint::state::{MmState, SandboxState, ShmemState, Vma};
 use crate::checkpoint::watch::Watch;
 use airlock_wire::error::{Error, Result};
 use std::fs::File;
@@ -23,6 +28,58 @@ pub(super) struct Output {
     statefile: File,
     /// Page index and pages, unless they go into the statefile.
     pages: Option<(File, File)>,
+    parent: Option<Parent>,
+}
+
+/// The image that this one builds upon.
+#[derive(Debug)]
+struct Parent {
+    /// It and those that it builds upon, as this image's metadata names them.
+    ancestry: Vec<image::Parent>,
+    state: SandboxState,
+    chain: Chain,
+}
+
+impl Parent {
+    fn open(order: &DumpOrder, fds: &mut std::vec::IntoIter<OwnedFd>) -> Result<Self> {
+        const PART_MAX: u64 = 1 << 30;
+        let failed = |e: Error| e.context("opening the parent image");
+        let statefile = File::from(next_fd(fds, "parent's statefile")?);
+        let reader = Reader::open(statefile, order.key.as_deref()).map_err(|e| failed(e.into()))?;
+        let state = reader.read_json(image::SECTION_STATE, PART_MAX).map_err(|e| failed(e.into()))?;
+        let mut images = Vec::new();
+        let mut ancestry =
+            vec![image::Parent { generation: reader.generation(), ..image::Parent::default() }];
+        ancestry.extend(reader.metadata().parents.iter().cloned());
+        for place in 0..=order.ancestors as usize {
+            let meta = File::from(next_fd(fds, "parent's pages metadata file")?);
+            let file = File::from(next_fd(fds, "parent's pages file")?);
+            let bytes = whole(&meta, "the parent's pages metadata file")?;
+            if let Some(parent) = ancestry.get_mut(place) {
+                parent.index = FileIdentity::of_bytes(&bytes);
+            }
+            images.push(pages::Image { index: Index::decode(&bytes)?, file, base: 0 });
+        }
+        Ok(Self { ancestry, state, chain: Chain::new(images).map_err(failed)? })
+    }
+
+    /// The address space in the parent image of the process that is `process` now, by its pid and start.
+    fn space(&self, state: &SandboxState, proc: usize) -> Option<Object> {
+        let now = state.processes.get(proc)?;
+        let container = &state.containers.get(now.container as usize)?.cid;
+        let then = self.state.processes.iter().find(|p| {
+            p.pid == now.pid
+                && self.state.containers.get(p.container as usize).is_some_and(|c| c.cid == *container)
+        })?;
+        then.mm.map(Object::Memory)
+    }
+
+    /// The memory object in the parent image that is `object` now.
+    fn object(&self, object: &ShmemState) -> Option<Object> {
+        let then =
+            self.state.shmems.iter().position(|s| s.identity == object.identity && s.kind == object.kind)?;
+        Some(Object::Shared(then as u32))
+    }
 }
 
 impl Output {
@@ -34,7 +91,8 @@ impl Output {
         } else {
             None
         };
-        Ok(Self { statefile, pages })
+        let parent = if order.parent { Some(Parent::open(order, fds)?) } else { None };
+        Ok(Self { statefile, pages, parent })
     }
 }
 
@@ -48,11 +106,16 @@ pub(super) struct Image {
     location: PagesIn,
     pages: pages::Writer,
     spaces: Vec<Space>,
+    parent: Option<Parent>,
+    /// What tracks writes from now on.
+    trackers: Vec<Tracker>,
 }
 
 /// An address space while it is written.
 #[derive(Debug)]
 struct Space {
+    /// What may have changed, if that had to be found out while it stood still.
+    runs: Option<Vec<Run>>,
     /// Position in [`Context::spaces`].
     number: usize,
     object: Object,
@@ -104,11 +167,24 @@ impl Image {
                 (PagesIn::Statefile, pages::Writer::new(file, base, page_options)?)
             }
         };
-        let output = output.pages;
-        let mut image = Self { writer, output, compression, sums, location, pages, spaces: Vec::new() };
+        let (output, parent) = (output.pages, output.parent);
+        let mut image = Self {
+            writer,
+            output,
+            compression,
+            sums,
+            location,
+            pages,
+            spaces: Vec::new(),
+            parent,
+            trackers: Vec::new(),
+        };
+        if let Some(parent) = image.parent.as_ref().and_then(|p| p.ancestry.first()) {
+            image.pages.set_parent(parent.generation.0);
+        }
         image.objects(link, ctx)?;
         watch.step("shared memory");
-        image.take_spaces(ctx)?;
+        image.take_spaces(link, ctx)?;
         watch.step("shadows");
         if !image.spaces.iter().all(|s| matches!(s.memory, SpaceMemory::Shadow(_))) {
             image.private(link, ctx)?;
@@ -119,16 +195,26 @@ impl Image {
 
     /// Memory objects: they have no shadows.
     fn objects(&mut self, link: &Link, ctx: &Context) -> Result<()> {
+        let layouts = ctx
+            .contents
+            .iter()
+            .map(|(id, _)| {
+                let Some(parent) = &self.parent else { return Ok(None) };
+                let object = ctx.state.shmems.get(*id as usize).and_then(|s| parent.object(s));
+                object.map(|o| Ok((o, parent.chain.layout(o)?))).transpose()
+            })
+            .collect::<Result<Vec<_>>>()?;
         let tasks: Vec<Task<'_>> = ctx
             .contents
             .iter()
-            .map(|(id, fd)| {
+            .zip(&layouts)
+            .map(|((id, fd), layout)| {
                 let size = ctx.state.shmems.get(*id as usize).map_or(0, |s| s.size);
                 Task {
                     object: Object::Shared(*id),
                     content: Content::File(fd.as_fd(), size),
                     like: None,
-                    known: None,
+                    known: known(self.parent.as_ref(), Some(layout), true),
                 }
             })
             .collect();
@@ -136,7 +222,33 @@ impl Image {
         self.pages.add(&tasks, Some(&progress)).map(drop)
     }
 
-    fn take_spaces(&mut self, ctx: &mut Context) -> Result<()> {
+    /// Whether the next checkpoint shall know what was written since this one.
+    fn tracks(ctx: &Context) -> bool {
+        ctx.order.resume && (ctx.order.pre_dump || ctx.order.parent)
+    }
+
+    /// Whether writes were tracked since the parent image was made.
+    fn tracked(&self, ctx: &Context) -> bool {
+        let parent = self.parent.as_ref().and_then(|p| p.ancestry.first());
+        parent.is_some_and(|p| ctx.order.tracked == Some(p.generation.0))
+    }
+
+    fn take_spaces(&mut self, link: &Link, ctx: &mut Context) -> Result<()> {
+        let tracked = self.tracked(ctx);
+        let mut changed = Vec::new();
+        for space in &ctx.spaces {
+            let Some(proc) = ctx.procs.get(space.proc).filter(|_| tracked) else { continue };
+            let memory = Memory::open(&ctx.procfs, proc.task())?;
+            let ranges: Vec<Range> = space.extents.iter().map(Extent::range).collect();
+            changed.push(Some(pages::track::scan_since(&memory, &ranges)?));
+        }
+        if Self::tracks(ctx) {
+            if ctx.order.tracked.is_some() {
+                link.ask(&Event::Untrack)?;
+            }
+            self.arm(ctx)?;
+        }
+        changed.resize_with(ctx.spaces.len(), || None);
         for (number, space) in ctx.spaces.iter().enumerate() {
             let apart = apart(ctx.state.mms.get(space.mm as usize));
             let Some(proc) = ctx.procs.get_mut(space.proc) else { continue };
@@ -151,7 +263,27 @@ impl Image {
             };
             let like =
                 parent.and_then(|p| ctx.spaces.iter().position(|s| s.proc == p)).filter(|p| *p < number);
-            self.spaces.push(Space { number, object: Object::Memory(space.mm), memory, like });
+            let runs = changed.get_mut(number).and_then(Option::take);
+            self.spaces.push(Space { runs, number, object: Object::Memory(space.mm), memory, like });
+        }
+        Ok(())
+    }
+
+    /// Has the kernel remember writes to all address spaces from now on.
+    fn arm(&mut self, ctx: &mut Context) -> Result<()> {
+        for space in &ctx.spaces {
+            let Some(proc) = ctx.procs.get_mut(space.proc) else { continue };
+            let memory = Memory::open(&ctx.procfs, proc.task())?;
+            let Some((tracee, _)) = proc.injector() else { continue };
+            let Some(fd) = descriptor::make(tracee, Purpose::Writes, None)? else {
+                // Without it the next checkpoint compares.
+                self.trackers.clear();
+                return Ok(());
+            };
+            let tracker = Tracker::new(fd);
+            let ranges: Vec<Range> = space.extents.iter().map(Extent::range).collect();
+            tracker.arm(&memory, &ranges)?;
+            self.trackers.push(tracker);
         }
         Ok(())
     }
@@ -163,11 +295,21 @@ impl Image {
 
     /// Writes private memory, of the processes or of their shadows.
     fn private(&mut self, link: &Link, ctx: &mut Context) -> Result<()> {
+        let tracked = self.tracked(ctx);
         let mut runs: Vec<Vec<Run>> = Vec::with_capacity(self.spaces.len());
-        for space in &self.spaces {
+        let mut layouts = Vec::with_capacity(self.spaces.len());
+        for space in &mut self.spaces {
             let Some(described) = ctx.spaces.get(space.number) else { continue };
             let ranges: Vec<Range> = described.extents.iter().map(Extent::range).collect();
-            let found = pages::scan(space.memory(), &ranges)?;
+            let found = match space.runs.take() {
+                Some(runs) => runs,
+                None => pages::scan(space.memory(), &ranges)?,
+            };
+            let parent = self.parent.as_ref();
+            let before = parent.and_then(|p| Some((p, p.space(&ctx.state, described.proc)?)));
+            layouts.push(
+                before.map(|(p, object)| Ok::<_, Error>((object, p.chain.layout(object)?))).transpose()?,
+            );
             let vmas = ctx.state.mms.get_mut(described.mm as usize).map(|mm| mm.vmas.as_mut_slice());
             let vmas = vmas.unwrap_or_default();
             for guard in found.iter().filter(|r| r.kind == RunKind::Guard) {
@@ -182,16 +324,15 @@ impl Image {
             .spaces
             .iter()
             .zip(&runs)
-            .map(|(space, own)| {
+            .enumerate()
+            .map(|(i, (space, own))| {
                 let parent = space.like.and_then(|i| self.spaces.get(i).zip(runs.get(i)));
                 let like =
                     parent.map(|(other, runs)| Like { object: other.object, memory: other.memory(), runs });
-                Task {
-                    object: space.object,
-                    content: Content::Memory(space.memory(), own),
-                    like,
-                    known: None,
-                }
+                let known = known(self.parent.as_ref(), layouts.get(i), !tracked);
+                // What the parent image has of it is nearer than what another process has.
+                let like = like.filter(|_| known.is_none());
+                Task { object: space.object, content: Content::Memory(space.memory(), own), like, known }
             })
             .collect();
         let progress = |done: u64, total: u64| link.progress("writing memory", done, total);
@@ -210,7 +351,12 @@ impl Image {
     ///
     /// # Errors
     /// What cannot be read or written.
-    pub fn finish(mut self, link: &Link, ctx: &mut Context, watch: &mut Watch) -> Result<Report> {
+    pub fn finish(
+        mut self,
+        link: &Link,
+        ctx: &mut Context,
+        watch: &mut Watch,
+    ) -> Result<(Report, Vec<OwnedFd>)> {
         if !self.spaces.is_empty() {
             self.private(link, ctx)?;
             watch.step("memory");
@@ -247,11 +393,14 @@ impl Image {
         }
         watch.step("page index");
         writer.put_json(image::SECTION_STATE, &ctx.state)?;
-        let metadata = metadata(ctx, pages_info, self.compression);
+        let parents = self.parent.map(|p| p.ancestry).unwrap_or_default();
+        let metadata = metadata(ctx, pages_info, self.compression, parents);
+        let generation = writer.generation().0;
         let (processes, threads) = (metadata.processes, metadata.threads);
         writer.finish(metadata)?;
         watch.step("statefile");
-        Ok(Report {
+        let trackers: Vec<OwnedFd> = self.trackers.into_iter().map(Tracker::into_descriptor).collect();
+        let report = Report {
             processes,
             threads,
             pages: stats.stored,
@@ -259,9 +408,21 @@ impl Image {
             parent_pages: stats.parent,
             bytes: stats.bytes,
             warnings: ctx.state.warnings.clone(),
+            tracked: (!trackers.is_empty()).then_some(generation),
             ..Report::default()
-        })
+        };
+        Ok((report, trackers))
     }
+}
+
+/// What a parent image has of an object; `compare`: what may have changed is compared with it.
+fn known<'a>(
+    parent: Option<&'a Parent>,
+    layout: Option<&'a Option<(Object, Layout)>>,
+    compare: bool,
+) -> Option<Known<'a>> {
+    let (object, layout) = layout?.as_ref()?;
+    Some(Known { object: *object, layout, chain: &parent?.chain, compare })
 }
 
 /// Mappings that a clone would not have.
@@ -279,7 +440,12 @@ fn apart(mm: Option<&MmState>) -> Vec<(std::ops::Range<u64>, Apart)> {
     mm.into_iter().flat_map(|mm| &mm.vmas).filter_map(of).collect()
 }
 
-fn metadata(ctx: &Context, pages: PagesInfo, compression: Compression) -> Metadata {
+fn metadata(
+    ctx: &Context,
+    pages: PagesInfo,
+    compression: Compression,
+    parents: Vec<image::Parent>,
+) -> Metadata {
     let state = &ctx.state;
     let containers = &state.containers;
     Metadata {
@@ -298,6 +464,7 @@ fn metadata(ctx: &Context, pages: PagesInfo, compression: Compression) -> Metada
         threads: state.processes.iter().map(|p| p.threads.len() as u32).sum(),
         compression,
         pages,
+        parents,
         resumed: ctx.order.resume,
         pre_dump: ctx.order.pre_dump,
         user: ctx.order.metadata.iter().cloned().collect(),

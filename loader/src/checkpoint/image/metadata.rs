@@ -41,8 +41,8 @@ pub struct Metadata {
     pub compression: Compression,
     /// Where the memory is.
     pub pages: PagesInfo,
-    /// The image that this one builds upon: unchanged pages are in it.
-    pub parent: Option<Parent>,
+    /// The images that this one builds upon, the nearest first: unchanged pages are in them.
+    pub parents: Vec<Parent>,
     /// The programs ran on afterwards: outside state that they share with this image may have moved on.
     pub resumed: bool,
     /// A pre-dump: memory only; serves as a parent, and cannot be restored.
@@ -155,13 +155,15 @@ impl FileIdentity {
     }
 }
 
-/// The image below this one.
+/// An image below this one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Parent {
     /// Its [`Metadata::generation`].
     pub generation: Generation,
-    /// Where it was, seen from this image's directory (`--parent-path`). A hint for people and tools.
+    /// Its page index, by which it is known to be the right one: so a seal speaks for its pages too.
+    pub index: FileIdentity,
+    /// Where it was, seen from this image's directory (`--parent-path`); empty if nobody told. A hint for people.
     pub path: String,
 }
 

@@ -209,6 +209,38 @@ impl Reader {
         }
     }
 
+    /// Checks that page indexes that come in files of their own are the ones that belong to the image: its own, and then
+    /// those of the images that it builds upon, the nearest first. Only then a seal speaks for the pages.
+    ///
+    /// # Errors
+    /// One is another image's or was altered; there are more or fewer than the metadata says.
+    pub fn check_indexes(&self, own: Option<&[u8]>, parents: &[&[u8]]) -> Result<()> {
+        match (&self.metadata.pages.index, own) {
+            (Some(identity), Some(bytes)) => identity.check(bytes, "the page index")?,
+            (None, None) => {}
+            (Some(_), None) => {
+                return Err(ImageError::Misuse("the image's page index was not given".to_owned()));
+            }
+            (None, Some(_)) => {
+                return Err(ImageError::damaged("the statefile does not say which page index belongs to it"));
+            }
+        }
+        let known = &self.metadata.parents;
+        if known.len() != parents.len() {
+            return Err(ImageError::damaged(format!(
+                "the image builds upon {} others, and {} were given",
+                known.len(),
+                parents.len()
+            )));
+        }
+        for (i, (parent, bytes)) in known.iter().zip(parents).enumerate() {
+            let what =
+                format!("the page index of the image {} below (generation {})", i + 1, parent.generation);
+            parent.index.check(bytes, &what)?;
+        }
+        Ok(())
+    }
+
     /// Reads and checks every section that has checksums, on all cores. `progress` gets the size of each piece.
     ///
     /// # Errors

@@ -90,7 +90,11 @@ fn newest(reader: &Reader, files: Option<(File, File)>) -> Result<Image> {
     }
 }
 
-fn whole(file: &File, what: &str) -> Result<Vec<u8>> {
+/// Reads a file of limited size whole.
+///
+/// # Errors
+/// I/O; a size beyond reason.
+pub(in crate::checkpoint) fn whole(file: &File, what: &str) -> Result<Vec<u8>> {
     use std::os::unix::fs::FileExt as _;
     let len = file.metadata().map_err(|e| Error::from(e).context(format!("looking at {what}")))?.len();
     if len > PART_MAX {

@@ -27,6 +27,8 @@ pub(super) trait Turns {
     fn interrupted(&mut self) -> Result<()>;
     /// Tasks are about to go on: those that were frozen have to be frozen.
     fn detaching(&mut self);
+    /// Nothing is to track writes any more.
+    fn untrack(&mut self);
     /// The containers run again.
     fn resumed(&mut self, pause_us: u64);
     /// The image is complete. True: the containers are to end.
@@ -112,6 +114,10 @@ impl Agent {
                 Event::Detaching => {
                     turns.detaching();
                     // After a failure nobody listens any more.
+                    let _ = self.order(&Order::Continue, &[]);
+                }
+                Event::Untrack => {
+                    turns.untrack();
                     let _ = self.order(&Order::Continue, &[]);
                 }
                 Event::Resumed { pause_us } => turns.resumed(pause_us),

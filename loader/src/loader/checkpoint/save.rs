@@ -60,6 +60,7 @@ impl Loader {
         }
         order.paused = !frozen.is_empty();
         order.in_userns = self.config.in_userns;
+        order.tracked = lock(&self.work.tracking).as_ref().map(|(image, _)| *image);
         let dry_run = order.dry_run;
         let ends = !order.resume && !order.pre_dump && !dry_run;
         let agent = self.spawn_agent()?;
@@ -143,6 +144,7 @@ impl Loader {
             execs,
             origin: container.origin.get().cloned().unwrap_or_default(),
             own_pid_namespace: container.own_pid_namespace.get().copied().unwrap_or(true),
+            newest_mount: container.newest_mount.get().copied().unwrap_or(0),
             upper: container.layers.get().into_iter().flatten().map(|(place, _)| place.clone()).collect(),
         })
     }
@@ -242,6 +244,10 @@ impl Turns for Standstill<'_> {
         self.freeze_again(crate::cgroup::Cgroup::start_freezing);
     }
 
+    fn untrack(&mut self) {
+        lock(&self.work.tracking).take();
+    }
+
     fn resumed(&mut self, pause_us: u64) {
         log::info!("checkpoint: the containers stood still for {pause_us} us");
         self.freeze_again(|cgroup| cgroup.freeze(true));
@@ -251,7 +257,7 @@ impl Turns for Standstill<'_> {
 
     fn saved(&mut self, report: &Report, fds: Vec<OwnedFd>) -> bool {
         log::info!("checkpoint: the image is complete, {} bytes", report.bytes);
-        *lock(&self.work.tracking) = fds;
+        *lock(&self.work.tracking) = report.tracked.map(|image| (image, fds));
         let ends = self.may_end.as_mut().is_some_and(|may_end| may_end());
         if ends {
             self.mark(CHECKPOINTED);

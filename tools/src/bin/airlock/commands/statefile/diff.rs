@@ -16,6 +16,9 @@ use std::process::ExitCode;
 /// Longer values are cut, characters.
 const SHOWN: usize = 60;
 
+/// End of the paths of memory contents.
+const CONTENT: &str = "/memory content";
+
 /// A place where the images differ.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Difference {
@@ -48,7 +51,7 @@ pub fn differences(first: &Opened, second: &Opened) -> Result<Vec<Difference>> {
             let pages = pages::compare((&one, *here), (&two, *there)).map_err(|e| e.context(path))?;
             if !pages.is_same() {
                 let side = |only: u64| json!({ "pages": pages.same + pages.changed + only, "changed": pages.changed, "only_here": only });
-                let path = format!("{path}/content");
+                let path = format!("{path}{CONTENT}");
                 found.push(Difference {
                     path,
                     first: side(pages.first_only),
@@ -110,7 +113,15 @@ fn words(list: &[Value]) -> bool {
 
 fn line(difference: &Difference) -> String {
     let Difference { path, first, second } = difference;
+    let number = |of: &Value, name: &str| of[name].as_u64().unwrap_or_default();
     let text = match (first, second) {
+        _ if path.ends_with(CONTENT) => format!(
+            "~ {path}: {} of {} pages changed, {} gone, {} new",
+            number(first, "changed"),
+            number(first, "pages"),
+            number(first, "only_here"),
+            number(second, "only_here")
+        ),
         (value, Value::Null) => format!("- {path}{}", after(value)),
         (Value::Null, value) => format!("+ {path}{}", after(value)),
         (first, second) => format!("~ {path}: {} → {}", short(first), short(second)),

@@ -243,7 +243,7 @@ pub fn mappings(image: &Opened, pid: Option<i32>) -> Result<Vec<Mapping>> {
             permissions: what::permissions(vma),
             offset: vma.offset,
             stored: index.as_ref().map(|index| stored_of(index, id, vma).saturating_mul(PAGE)),
-            what: what::mapping(&state, vma),
+            what: what::mapping(&state, mm, vma),
         }));
     }
     Ok(rows)

@@ -88,8 +88,8 @@ fn text(shown: &Shown<'_>) -> String {
     rows.push(("CPU features", machine.cpu_features.join(" ")));
     rows.push(("uptime", format!("{:.3} s (CLOCK_BOOTTIME)", m.clocks.boottime_ns as f64 / 1e9)));
     rows.push(("memory", pages(m)));
-    if let Some(parent) = &m.parent {
-        rows.push(("builds upon", format!("{} in {}", parent.generation, parent.path)));
+    for parent in &m.parents {
+        rows.push(("builds upon", format!("{} {}", parent.generation, parent.path)));
     }
     if m.resumed {
         rows.push(("afterwards", "the programs ran on".to_owned()));

@@ -34,8 +34,12 @@ pub struct View {
 /// The whole image.
 pub fn of(image: &Opened) -> Result<View> {
     let (state, index) = (image.state()?, image.index()?);
-    let metadata =
+    let mut metadata =
         object(image.reader.metadata(), &["generation", "created", "clocks", "machine", "containers"])?;
+    // What is in the pages is compared, not how they are stored.
+    if let Some(Value::Object(pages)) = metadata.get_mut("pages") {
+        pages.remove("index");
+    }
     let mut containers = Map::new();
     for container in &state.containers {
         let mut map = object(container, &["mounts", "spec"])?;
@@ -114,7 +118,7 @@ fn process(state: &SandboxState, index: Option<&Index>, p: &ProcessState) -> Res
         for vma in &mm.vmas {
             let mut fields = object(vma, &["start", "end", "kind", "prot", "shared"])?;
             fields.insert("permissions".to_owned(), Value::from(what::permissions(vma)));
-            fields.insert("what".to_owned(), Value::from(what::mapping(state, vma)));
+            fields.insert("what".to_owned(), Value::from(what::mapping(state, mm, vma)));
             let stored = index.map(|index| lists::stored_of(index, id, vma));
             fields.insert("stored_pages".to_owned(), value(&stored)?);
             mappings.insert(format!("{:x}-{:x}", vma.start, vma.end), Value::Object(fields));

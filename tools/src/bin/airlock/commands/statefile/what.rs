@@ -4,7 +4,7 @@
 
 use airlock_loader::checkpoint::inet::address;
 use airlock_loader::checkpoint::state::{
-    FileKind, FileState, PathFile, SandboxState, SocketState, TcpPeer, Vma, VmaKind,
+    FileKind, FileState, MmState, PathFile, SandboxState, SocketState, TcpPeer, Vma, VmaKind,
 };
 
 /// One word for the kind, and what it is exactly.
@@ -180,8 +180,9 @@ pub fn flags(file: &FileState, cloexec: bool) -> String {
 }
 
 /// What is mapped.
-pub fn mapping(state: &SandboxState, vma: &Vma) -> String {
+pub fn mapping(state: &SandboxState, mm: &MmState, vma: &Vma) -> String {
     let mut text = match &vma.kind {
+        VmaKind::Anonymous if vma.start < mm.layout.brk.1 && vma.end > mm.layout.brk.0 => "[heap]".to_owned(),
         VmaKind::Anonymous => String::new(),
         VmaKind::File(id) => state.files.get(*id as usize).map_or_else(String::new, |f| file(state, f).1),
         VmaKind::Shmem(id) => match state.shmems.get(*id as usize) {
