@@ -14,11 +14,14 @@ pub use events::{Event, Events, Stats};
 pub use socket::connect;
 pub use top::Top;
 
-use crate::container::{self, CreateOptions, DeleteOptions, ExecOptions, Executed, ProxyMode};
+use crate::container::checkpoint::{self, CheckpointOptions};
+use crate::container::restore::RestoreOptions;
+use crate::container::{self, CreateOptions, DeleteOptions, ExecOptions, Executed, ForkOptions, ProxyMode};
 use crate::podspec::Bundle;
 use crate::sandbox::reap;
 use crate::state::{State, StateDir, Status, exit_code, not_running};
 use airlock_wire::api::airlock::{ContainerId, PauseContainer, ResumeContainer};
+use airlock_wire::api::checkpoint::Report;
 use airlock_wire::api::container_manager as cm;
 use airlock_wire::api::types::Empty;
 use airlock_wire::client::{Client, Dialect};
@@ -222,6 +225,47 @@ impl Airlock {
         let code = self.start(id).and_then(|()| self.wait(id, WaitTarget::Init));
         let deleted = self.delete(id, DeleteOptions { force: true });
         code.and_then(|code| deleted.map(|()| code))
+    }
+
+    /// Saves the sandbox of container `id`, which is its root container, into the directory `image`. It ends, with exit code
+    /// 0, unless `options` say that it goes on.
+    ///
+    /// # Errors
+    /// `container does not exist`; `container not running`; what cannot be saved, all of it at once. The container goes on
+    /// then, and the directory has no image.
+    pub fn checkpoint(&self, id: &str, image: &Path, options: &CheckpointOptions) -> Result<Report> {
+        checkpoint::checkpoint(&self.states, id, image, options, None)
+    }
+
+    /// Creates container `id` of a bundle, as [`Airlock::create`] does, and restores it from an image.
+    ///
+    /// # Errors
+    /// As [`Airlock::create`]; what is wrong with the image. Nothing is left behind then.
+    pub fn restore(
+        &self,
+        id: &str,
+        bundle: &Bundle,
+        options: CreateOptions,
+        restore: RestoreOptions,
+    ) -> Result<()> {
+        let options = CreateOptions { proxy: ProxyMode::Execute, ..options };
+        container::restore::restore(&self.states, id, bundle, options, restore).map(drop)
+    }
+
+    /// Makes new sandboxes of the state that container `id` is in; see [`container::fork`]. Each is a child of this
+    /// process, as with [`Airlock::create`]. `create` gives the options of each. Returns their ids.
+    ///
+    /// # Errors
+    /// As [`Airlock::checkpoint`] and [`Airlock::restore`]; none of the forks is left then.
+    pub fn fork(
+        &self,
+        id: &str,
+        new_id: &str,
+        options: ForkOptions,
+        create: impl FnMut(&str) -> Result<CreateOptions>,
+    ) -> Result<Vec<String>> {
+        let made = container::fork(&self.states, id, new_id, options, create)?;
+        Ok(made.into_iter().map(|state| state.id).collect())
     }
 
     /// Executes a further process in a container. With `options.detach` it returns at once, and the process that stands

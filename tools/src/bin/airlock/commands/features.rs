@@ -268,6 +268,10 @@ fn mechanisms(kernel: (u32, u32)) -> BTreeMap<&'static str, String> {
         ("io.airlock.cgroup", cgroup_layout()),
         ("io.airlock.overlay-layers", overlay_layers(kernel)),
         ("io.airlock.erofs-images", erofs_images()),
+        // What runc calls it, and callers look for.
+        ("org.opencontainers.runc.checkpoint.enabled", Some("true")),
+        ("io.airlock.checkpoint-pages", Some(if kernel >= (6, 7) { "pagemap-scan" } else { "pagemap" })),
+        ("io.airlock.restore-background", Some(userfaultfd())),
     ];
     found.into_iter().filter_map(|(name, value)| Some((name, value?.to_owned()))).collect()
 }
@@ -314,6 +318,12 @@ fn erofs_images() -> Option<&'static str> {
         Err(e) if e.errno == Errno::ENOTBLK => "loop-device",
         _ => "file",
     })
+}
+
+/// How memory is brought to programs that run already: through the device (Linux 6.1), which an unprivileged sandbox can
+/// be given, or by the system call alone.
+fn userfaultfd() -> &'static str {
+    if Path::new("/dev/userfaultfd").exists() { "device" } else { "system-call" }
 }
 
 /// A file system that the kernel lacks; `None` if we may just not ask.
