@@ -12,6 +12,7 @@ pub mod fuzzing;
 pub mod interop;
 pub mod leaks;
 pub mod oci;
+pub mod programs;
 pub mod revive;
 pub mod urpc;
 pub mod wait;

@@ -7,6 +7,10 @@ use std::process::{Command, Stdio};
 /// How an image is brought back to life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
+    /// Not at all: the program itself is tried. Only by `AIRLOCK_WAYS`.
+    Untouched,
+    /// Not at all: it is saved, and goes on. Only by `AIRLOCK_WAYS`.
+    Saved,
     /// In a new sandbox.
     Plain,
     /// With memory that follows.
@@ -19,6 +23,13 @@ pub enum Way {
 
 impl Way {
     pub const ALL: [Self; 4] = [Self::Plain, Self::Background, Self::Twice, Self::LeaveRunning];
+
+    /// `AIRLOCK_WAYS=untouched,plain` has all tests go these ways alone, which helps to find what is wrong.
+    fn chosen(ways: &[Self]) -> Vec<Self> {
+        let Ok(names) = std::env::var("AIRLOCK_WAYS") else { return ways.to_vec() };
+        let all = [Self::Untouched, Self::Saved].into_iter().chain(Self::ALL);
+        all.filter(|way| names.split(',').any(|n| n.eq_ignore_ascii_case(&format!("{way:?}")))).collect()
+    }
 }
 
 /// A program of `tests/rows`, compiled.
@@ -91,6 +102,11 @@ impl<'a> Running<'a> {
         std::fs::read_to_string(&self.out).unwrap()
     }
 
+    /// What it, and who started it, have said is wrong.
+    fn errors(&self) -> String {
+        std::fs::read_to_string(self.out.with_extension("err")).unwrap_or_default()
+    }
+
     /// Waits until it has written `text`.
     #[track_caller]
     pub fn wait_for(&self, text: &str) {
@@ -98,8 +114,9 @@ impl<'a> Running<'a> {
             let output = self.output();
             assert!(
                 output.contains(text) || self.state.status(&self.id) != "stopped",
-                "{} ended before it wrote {text:?}: {output}",
-                self.id
+                "{} ended before it wrote {text:?}: {output}{}",
+                self.id,
+                self.errors()
             );
             output.contains(text).then_some(())
         });
@@ -124,7 +141,7 @@ impl<'a> Running<'a> {
             (ended || self.output().contains("ok\n")).then_some(())
         });
         let output = self.output();
-        assert!(output.ends_with("ok\n"), "{}: {output}", self.id);
+        assert!(output.ends_with("ok\n"), "{}: {output}{}", self.id, self.errors());
     }
 
     #[track_caller]
@@ -136,25 +153,36 @@ impl<'a> Running<'a> {
 /// Starts a bundle whose program says `ready`, saves it, and brings it back in the ways given; each must verify.
 #[track_caller]
 pub fn revive(bundle: &Bundle, ways: &[Way]) {
+    revive_with(bundle, ways, &[]);
+}
+
+/// As [`revive`], with options for `checkpoint`.
+#[track_caller]
+pub fn revive_with(bundle: &Bundle, ways: &[Way], options: &[&str]) {
     let state = State::new();
     let dir = tempfile::tempdir().unwrap();
-    for way in ways {
+    for way in Way::chosen(ways) {
         let image = dir.path().join(format!("{way:?}"));
         let first = Running::start(&state, bundle, dir.path());
         first.wait_for("ready\n");
         match way {
+            Way::Untouched => first.verify(),
+            Way::Saved => {
+                first.checkpoint(&image, &[options, &["--leave-running"]].concat());
+                first.verify();
+            }
             Way::LeaveRunning => {
-                first.checkpoint(&image, &["--leave-running"]);
+                first.checkpoint(&image, &[options, &["--leave-running"]].concat());
                 let copy = Running::restore(&state, bundle, &image, dir.path(), &[]);
                 copy.verify();
                 first.verify();
                 copy.delete();
             }
             Way::Plain | Way::Background | Way::Twice => {
-                first.checkpoint(&image, &[]);
+                first.checkpoint(&image, options);
                 first.delete();
-                let more: &[&str] = if *way == Way::Background { &["--background"] } else { &[] };
-                let count = if *way == Way::Twice { 2 } else { 1 };
+                let more: &[&str] = if way == Way::Background { &["--background"] } else { &[] };
+                let count = if way == Way::Twice { 2 } else { 1 };
                 let copies: Vec<_> =
                     (0..count).map(|_| Running::restore(&state, bundle, &image, dir.path(), more)).collect();
                 copies.iter().for_each(Running::verify);
