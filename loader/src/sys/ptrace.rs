@@ -269,7 +269,8 @@ pub fn rseq_configuration(tid: i32) -> Result<RseqConfiguration> {
 /// One classic BPF instruction as seccomp(2) takes it: code, jt, jf, k.
 pub type Instruction = [u8; 8];
 
-/// The `index`-th seccomp filter, 0 being the one installed last.
+/// The `index`-th seccomp filter, 0 being the one installed first (ptrace(2) says last; the kernel counts from the
+/// other end).
 ///
 /// # Errors
 /// `ENOENT` past the last, `EACCES`/`EPERM` without the right to it (CAP_SYS_ADMIN in the initial user namespace;

@@ -29,9 +29,9 @@ pub fn below(proc: &ProcFs, inits: &[i32]) -> Result<Vec<i32>> {
     'again: for _ in 0..TRIES {
         let mut parents = BTreeMap::new();
         for pid in proc.pids()? {
-            if let Ok(stat) = proc.stat(pid) {
-                parents.insert(pid, stat.ppid);
-            }
+            // One that ended since the list was read may have made another one since.
+            let Ok(stat) = proc.stat(pid) else { continue 'again };
+            parents.insert(pid, stat.ppid);
         }
         let mut found = BTreeSet::new();
         for pid in parents.keys() {
@@ -75,23 +75,30 @@ pub fn seize_all(
 ) -> Result<Stopped> {
     let mut stopped = Stopped::default();
     let mut seen = BTreeSet::new();
-    let mut zombies = BTreeSet::new();
+    let (mut zombies, mut gone) = (BTreeSet::new(), BTreeSet::new());
     let mut begun = Some(begun);
     loop {
         let mut waiting: Vec<(i32, Seizing)> = Vec::new();
+        // Whether this look found anything that may have run since the lists were read, and made a task then.
+        let mut moved = false;
         for pid in pids()? {
-            for tid in proc.threads(pid).unwrap_or_default() {
+            let Ok(tids) = proc.threads(pid) else {
+                moved |= gone.insert(pid);
+                continue;
+            };
+            for tid in tids {
                 if seen.contains(&tid) {
                     continue;
                 }
                 match Tracee::seize_begin(tid, options) {
                     Ok(seizing) => {
                         seen.insert(tid);
+                        gone.remove(&tid);
                         waiting.push((pid, seizing));
                     }
-                    Err(e) if e.kind == Kind::NoSuchEntity => {}
+                    Err(e) if e.kind == Kind::NoSuchEntity => moved |= gone.insert(tid),
                     Err(_) if matches!(procfs::state(tid), Some('Z' | 'X') | None) => {
-                        zombies.insert((pid, tid));
+                        moved |= zombies.insert((pid, tid));
                     }
                     Err(e) => {
                         seen.insert(tid);
@@ -100,7 +107,7 @@ pub fn seize_all(
                 }
             }
         }
-        let new = !waiting.is_empty();
+        moved |= !waiting.is_empty();
         if let Some(begun) = begun.take() {
             begun()?;
         }
@@ -114,8 +121,12 @@ pub fn seize_all(
                 Err(e) => stopped.failed.push((pid, seizing.tid(), e)),
             }
         }
-        if !new {
+        if !moved {
             break;
+        }
+        if Instant::now() >= deadline {
+            let text = "stop the processes: they come and go too fast; pause the container first";
+            return Err(Error::new(Kind::Timeout, text));
         }
     }
     stopped.threads.sort_by_key(|(pid, t)| (*pid, t.tid()));

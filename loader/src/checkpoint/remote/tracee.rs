@@ -259,7 +259,6 @@ impl Tracee {
                 Err(e) => return Err(self.failed("read its seccomp filters", e)),
             }
         }
-        filters.reverse();
         Ok(filters)
     }
 
