@@ -208,6 +208,8 @@ pub struct Container {
     pub(crate) namespaces: OnceLock<i32>,
     /// Upper layers in memory, by the place of their overlay: a checkpoint saves them.
     pub(crate) layers: OnceLock<Vec<(String, OwnedFd)>>,
+    /// The newest mount that its init made (listmount(2)), 0 where the kernel does not tell.
+    pub(crate) newest_mount: OnceLock<u64>,
     /// Descriptors that the init got from outside, as it waits: number, device, inode. A checkpoint knows them by that.
     pub(crate) origin: OnceLock<Vec<(i32, u64, u64)>>,
     /// The loader itself made the cgroup leaf.
@@ -229,6 +231,7 @@ impl Container {
             own_pid_namespace: OnceLock::new(),
             namespaces: OnceLock::new(),
             layers: OnceLock::new(),
+            newest_mount: OnceLock::new(),
             origin: OnceLock::new(),
             made_leaf: AtomicBool::new(false),
             life: Mutex::new(Life {

@@ -15,6 +15,7 @@ pub use lifecycle::Prepared;
 pub use parts::ContainerParts;
 pub use signal::DeliveryMode;
 
+use crate::checkpoint::image::Generation;
 use crate::container::{Container, Process, State, lock};
 use crate::procfs::ProcFs;
 use crate::spawner::{Exited, Spawner};
@@ -74,6 +75,7 @@ pub struct Loader {
     pauses: Mutex<u32>,
     subscribers: Mutex<Vec<Sender<Event>>>,
     work: checkpoint::Work,
+    generation: String,
 }
 
 impl Loader {
@@ -89,6 +91,9 @@ impl Loader {
             pauses: Mutex::new(0),
             subscribers: Mutex::default(),
             work: checkpoint::Work::new()?,
+            generation: Generation::new()
+                .map_err(|e| Error::from(e).context("making a generation ID"))?
+                .to_string(),
             config,
         })
     }
@@ -96,6 +101,12 @@ impl Loader {
     /// The sandbox's ID.
     pub fn id(&self) -> &str {
         &self.config.id
+    }
+
+    /// What tells this sandbox from those that were made of the same image: random, new in each, also in a restored or
+    /// forked one. Containers find it in `/dev/airlock-generation`.
+    pub fn generation(&self) -> &str {
+        &self.generation
     }
 
     /// procfs of the sandbox's pid namespace.

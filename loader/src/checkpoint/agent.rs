@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::order::{Event, Order, Progress};
+use super::pages::background::Share;
 use super::{dump, remote, restore};
 use crate::procfs::ProcFs;
 use crate::sys::{mount, process};
@@ -16,12 +17,15 @@ use nix::sys::stat::Mode;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// The agent's side of the channel to the loader.
 #[derive(Debug)]
 pub struct Link {
     channel: UnixStream,
+    /// Other threads send too.
+    sending: Arc<Mutex<()>>,
     begun: Instant,
     /// Milliseconds after `begun` of the last word about progress.
     last_progress: AtomicU64,
@@ -30,7 +34,7 @@ pub struct Link {
 impl Link {
     /// Wraps the channel.
     pub fn new(channel: UnixStream) -> Self {
-        Self { channel, begun: Instant::now(), last_progress: AtomicU64::new(0) }
+        Self { channel, sending: Arc::default(), begun: Instant::now(), last_progress: AtomicU64::new(0) }
     }
 
     /// Tells the loader something. Blocks while the loader does not read.
@@ -38,7 +42,20 @@ impl Link {
     /// # Errors
     /// [`airlock_wire::error::Kind::Disconnected`] when the loader is gone.
     pub fn send(&self, event: &Event) -> Result<()> {
+        let _one = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
         binary::send(&self.channel, event, &[])
+    }
+
+    /// What gives descriptors to the loader to keep ([`Event::Keep`]), from any thread.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn keeper(&self) -> Result<Share> {
+        let (channel, sending) = (self.channel.try_clone()?, self.sending.clone());
+        Ok(Box::new(move |fd| {
+            let _one = sending.lock().unwrap_or_else(PoisonError::into_inner);
+            binary::send(&channel, &Event::Keep, &[fd])
+        }))
     }
 
     /// Puts a line into the sandbox's log.
@@ -76,7 +93,10 @@ impl Link {
     /// When the loader is gone or says anything else.
     pub fn saved(&self, event: &Event, fds: &[OwnedFd]) -> Result<bool> {
         let refs: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        binary::send(&self.channel, event, &refs)?;
+        {
+            let _one = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+            binary::send(&self.channel, event, &refs)?;
+        }
         match binary::recv::<Order>(&self.channel)? {
             (Order::Release { kill }, _) => Ok(kill),
             (other, _) => Err(out_of_turn(&other)),

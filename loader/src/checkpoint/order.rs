@@ -155,6 +155,9 @@ pub enum Event {
     /// The image is complete; answered with [`Order::Release`]. Descriptors that track writes from now on may come along,
     /// to be kept until [`Event::Untrack`].
     Saved(Report),
+    /// A descriptor to be kept until all pages are in: as long as it is open, a program whose pages still follow waits for
+    /// them instead of finding zeros, should the agent die. Whoever closes it kills the program first.
+    Keep,
     /// The restored program runs. With `background` pages are still on their way, and [`Event::PagesIn`] follows.
     Restored(Report),
     /// All pages are there.

@@ -7,7 +7,7 @@ use super::mounts::{self, CgroupView, MountInputs};
 use super::plan::{Answer, CreateOrder, Order};
 use super::{Outcome, hooks, paths};
 use crate::seccomp;
-use crate::sys::{misc, process};
+use crate::sys::{misc, mount, process};
 use airlock_wire::api::boot::Namespace;
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Result};
@@ -40,6 +40,7 @@ pub(super) fn run(
             console: ready.master.is_some(),
             listener: listener.is_some(),
             devpts: ready.devpts.is_some(),
+            newest_mount: mount::newest_mount().unwrap_or(0),
         };
         let out: Vec<_> =
             [&ready.master, &listener, &ready.devpts].into_iter().flatten().map(AsFd::as_fd).collect();
@@ -132,6 +133,7 @@ fn prepare(order: &CreateOrder, mount_namespace: BorrowedFd<'_>, fds: Vec<OwnedF
             new_ns: new_cgroup_namespace,
         },
         in_userns: order.in_userns,
+        generation: &order.generation,
         pre_pivot: Box::new(|| {
             if create_hooks.is_some() && !order.root {
                 return Err(Error::unsupported(

@@ -36,6 +36,7 @@ pub(super) fn run(channel: UnixStream, order: ExecOrder, fds: Vec<OwnedFd>) -> O
                 console: ready.master.is_some(),
                 listener: listener.is_some(),
                 devpts: false,
+                newest_mount: 0,
             };
             let out: Vec<_> = [&ready.master, &listener].into_iter().flatten().map(AsFd::as_fd).collect();
             if let Err(e) = binary::send(&channel, &answer, &out) {

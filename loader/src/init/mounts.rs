@@ -17,7 +17,7 @@ mod places;
 mod seal;
 
 pub use console::{mount_console, open_console};
-pub use devices::DEFAULT_DEVICES;
+pub use devices::{DEFAULT_DEVICES, GENERATION};
 
 use super::paths::{self, ProcHandle};
 use super::rootfs;
@@ -62,6 +62,8 @@ pub struct MountInputs<'a> {
     pub cgroup: CgroupView,
     /// The caller is in a user namespace that is not the host's.
     pub in_userns: bool,
+    /// The sandbox's generation ID, for [`GENERATION`]; empty: there is no such file.
+    pub generation: &'a str,
     /// Called when all mounts of the spec are in place and before the root is changed (`createContainer` hooks).
     pub pre_pivot: Box<dyn FnOnce() -> Result<()> + 'a>,
 }
@@ -107,6 +109,7 @@ impl<'a> Entry<'a> {
 struct Builder<'a> {
     spec: &'a Spec,
     in_userns: bool,
+    generation: &'a str,
     gofer: std::vec::IntoIter<OwnedFd>,
     donated_devices: Vec<(String, OwnedFd)>,
     cgroup: CgroupView,
@@ -142,6 +145,7 @@ pub fn build(inputs: MountInputs<'_>) -> Result<Built> {
         places: Places::new(inputs.rootfs),
         spec: inputs.spec,
         in_userns: inputs.in_userns,
+        generation: inputs.generation,
         gofer: inputs.gofer.into_iter(),
         donated_devices: inputs.devices,
         cgroup: inputs.cgroup,

@@ -32,6 +32,8 @@ pub enum Answer {
         listener: bool,
         /// The devpts mount comes with the message.
         devpts: bool,
+        /// The newest of the container's mounts (listmount(2)): what is newer was mounted by its programs. 0: unknown.
+        newest_mount: u64,
     },
     /// It did not work; the process exits after this.
     Failed(airlock_wire::error::Error),
@@ -81,6 +83,8 @@ pub struct CreateOrder {
     pub cgroup_v2: bool,
     /// v1 hierarchies by name.
     pub cgroup_names: Vec<String>,
+    /// The sandbox's generation ID.
+    pub generation: String,
     /// What the descriptors are.
     pub fds: FdLayout,
 }

@@ -218,7 +218,7 @@ impl Loader {
         if let Some(process) = &process {
             lock(&self.work.agents).insert(pid, process.clone());
         }
-        Ok(conversation::Agent { channel, process })
+        Ok(conversation::Agent { channel, process, kept: Mutex::default() })
     }
 
     /// CPU and wall time in nanoseconds that the restored processes had used when they were saved; zero if the sandbox was

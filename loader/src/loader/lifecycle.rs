@@ -113,7 +113,8 @@ impl Loader {
             drop(refs);
             drop(fds);
             match binary::recv::<Answer>(&channel) {
-                Ok((Answer::Ready { pid, console, listener, devpts }, fds)) => {
+                Ok((Answer::Ready { pid, console, listener, devpts, newest_mount }, fds)) => {
+                    let _ = container.newest_mount.set(newest_mount);
                     Ok((pid, console, listener, devpts, fds))
                 }
                 Ok((Answer::Failed(e), _)) => Err(e),
@@ -318,6 +319,7 @@ impl Loader {
             cgroup_names: cgroup
                 .map(|c| c.dirs().map(|(name, _)| name.to_owned()).collect())
                 .unwrap_or_default(),
+            generation: self.generation.clone(),
             fds: layout,
         };
         Ok((order, fds))

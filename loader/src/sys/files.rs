@@ -328,6 +328,14 @@ pub fn dup_to(from: BorrowedFd<'_>, to: RawFd) -> Result<()> {
     Errno::result(unsafe { libc::dup3(from.as_raw_fd(), to, libc::O_CLOEXEC) }).map(drop)
 }
 
+/// Names a descriptor of the calling thread's own table by number. A number that is not open makes calls fail with
+/// `EBADF`; it is never closed through this.
+pub fn borrow_number(fd: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: used on threads whose table nobody else changes, for numbers that stay open until the thread ends. -1 is
+    // no valid value of the type.
+    unsafe { BorrowedFd::borrow_raw(fd.max(0)) }
+}
+
 /// Closes number `fd` of the calling thread's descriptor table.
 pub fn close_number(fd: RawFd) {
     // SAFETY: as in `dup_to`.
@@ -419,6 +427,17 @@ pub fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8]) -> Result
     let flags = libc::O_PATH | libc::O_CLOEXEC;
     // SAFETY: `bytes` is a `struct file_handle` whose length field matches what follows. The kernel copies it.
     owned(unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), bytes.as_mut_ptr(), flags) })
+}
+
+/// Changes the effective user and group of the calling thread alone (libc would change those of all threads).
+///
+/// # Errors
+/// `EPERM`; `EINVAL` for numbers that are not mapped in the user namespace.
+pub fn act_as(uid: u32, gid: u32) -> Result<()> {
+    // SAFETY: no pointers are passed.
+    Errno::result(unsafe { libc::syscall(libc::SYS_setresgid, -1, gid, -1) })?;
+    // SAFETY: no pointers are passed.
+    Errno::result(unsafe { libc::syscall(libc::SYS_setresuid, -1, uid, -1) }).map(drop)
 }
 
 /// Asks for a process that ends at once, is reaped, and leaves a pidfd behind.

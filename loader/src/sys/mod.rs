@@ -15,6 +15,6 @@ pub mod ptrace;
 pub mod random;
 pub mod seccomp;
 pub mod uffd;
-pub mod task;
 pub mod unix;
+pub mod task;
 pub mod xattr;

@@ -413,6 +413,75 @@ pub fn mount_id(fd: BorrowedFd<'_>) -> Result<(u64, bool)> {
     Ok((buffer.stx_mnt_id, buffer.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0))
 }
 
+/// `struct mnt_id_req` (listmount(2), statmount(2)), in its first form.
+#[repr(C)]
+struct MountRequest {
+    size: u32,
+    spare: u32,
+    mount: u64,
+    param: u64,
+}
+
+impl MountRequest {
+    fn new(mount: u64, param: u64) -> Self {
+        Self { size: size_of::<Self>() as u32, spare: 0, mount, param }
+    }
+}
+
+/// All mounts of the calling thread's mount namespace but its root, newer than `after`, the oldest first. These numbers
+/// are never used again while the machine runs; mountinfo has others ([`mountinfo_id`]).
+///
+/// # Errors
+/// `ENOSYS` before Linux 6.8.
+pub fn mounts_after(after: u64) -> Result<Vec<u64>> {
+    const SYS_LISTMOUNT: i64 = 458;
+    /// Everything below the root.
+    const LSMT_ROOT: u64 = u64::MAX;
+    let mut all: Vec<u64> = Vec::new();
+    let mut last = after;
+    loop {
+        let request = MountRequest::new(LSMT_ROOT, last);
+        let mut page = [0u64; 128];
+        // SAFETY: `request` has the kernel's layout and `page` is writable for the number of elements that is passed.
+        let count = Errno::result(unsafe {
+            libc::syscall(SYS_LISTMOUNT, &raw const request, page.as_mut_ptr(), page.len(), 0)
+        })? as usize;
+        let page = &page[..count.min(page.len())];
+        all.extend(page.iter().filter(|id| **id > after));
+        match page.last() {
+            Some(id) if page.len() == 128 && *id > last => last = *id,
+            _ => return Ok(all),
+        }
+    }
+}
+
+/// The newest mount of the calling thread's mount namespace.
+///
+/// # Errors
+/// As [`mounts_after`].
+pub fn newest_mount() -> Result<u64> {
+    Ok(mounts_after(0)?.into_iter().max().unwrap_or(0))
+}
+
+/// What mountinfo calls the mount that listmount(2) calls `mount`.
+///
+/// # Errors
+/// `ENOENT`: it is gone; `ENOSYS` before Linux 6.8.
+pub fn mountinfo_id(mount: u64) -> Result<u64> {
+    const SYS_STATMOUNT: i64 = 457;
+    const STATMOUNT_MNT_BASIC: u64 = 2;
+    /// `mnt_id_old` of `struct statmount`.
+    const OLD_ID: usize = 56;
+    let request = MountRequest::new(mount, STATMOUNT_MNT_BASIC);
+    let mut answer = [0u8; 1024];
+    // SAFETY: `request` has the kernel's layout and `answer` is writable for the length that is passed.
+    Errno::result(unsafe {
+        libc::syscall(SYS_STATMOUNT, &raw const request, answer.as_mut_ptr(), answer.len(), 0)
+    })?;
+    let bytes = [answer[OLD_ID], answer[OLD_ID + 1], answer[OLD_ID + 2], answer[OLD_ID + 3]];
+    Ok(u32::from_ne_bytes(bytes).into())
+}
+
 /// pivot_root(2) with the current directory as new root and as the place of the old one, which lies on top of the
 /// new one afterwards and can be unmounted there.
 ///
@@ -437,4 +506,34 @@ pub fn detach_current_directory() -> Result<()> {
 pub fn classic_mount(source: &str, target: BorrowedFd<'_>, kind: &str, data: &str) -> Result<()> {
     let target = format!("/proc/self/fd/{}", target.as_fd().as_raw_fd());
     nix::mount::mount(Some(source), target.as_str(), Some(kind), nix::mount::MsFlags::empty(), Some(data))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::init::paths::testing;
+
+    #[test]
+    fn newer_mounts_are_found() {
+        if !testing::root_or_skip("newer_mounts_are_found") {
+            return;
+        }
+        testing::in_namespace(|| {
+            let before = match newest_mount() {
+                Err(Errno::ENOSYS) => return eprintln!("SKIPPED newer_mounts_are_found: needs Linux 6.8"),
+                result => result.unwrap(),
+            };
+            assert_eq!(mounts_after(before), Ok(vec![]));
+            let dir = tempfile::tempdir().unwrap();
+            let none: Option<&str> = None;
+            nix::mount::mount(Some("x"), dir.path(), Some("tmpfs"), nix::mount::MsFlags::empty(), none).unwrap();
+            let new = mounts_after(before).unwrap();
+            assert_eq!(new.len(), 1);
+            let fd = nix::fcntl::open(dir.path(), nix::fcntl::OFlag::O_PATH, nix::sys::stat::Mode::empty()).unwrap();
+            assert_eq!(mountinfo_id(new[0]), Ok(mount_id(fd.as_fd()).unwrap().0));
+            assert!(mounts_after(0).unwrap().len() > 1);
+            drop(fd);
+            nix::mount::umount(dir.path()).unwrap();
+        });
+    }
 }

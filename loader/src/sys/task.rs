@@ -153,11 +153,14 @@ pub fn set_rlimit(pid: i32, resource: u32, (soft, hard): (u64, u64)) -> Result<(
         .map(drop)
 }
 
-/// Sends `signal` (0: existence check) to a process or, negative, to a process group (kill(2)).
+/// Sends `signal` (0: existence check) to one process (kill(2)).
 ///
 /// # Errors
-/// `ESRCH`, `EPERM`, `EINVAL`.
+/// `ESRCH` (also for numbers that name groups of processes), `EPERM`, `EINVAL`.
 pub fn kill(pid: i32, signal: i32) -> Result<()> {
+    if pid <= 0 {
+        return Err(Errno::ESRCH);
+    }
     // SAFETY: no pointers are passed.
     Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
 }

@@ -58,12 +58,20 @@ pub fn outside(tid: i32, thread: &mut ThreadState) -> Result<()> {
         [0, 0] | [0, 1024] => (-1, -1),
         [least, greatest] => (least as i32, greatest as i32),
     };
+    // Of ordinary policies, the runtime is a time slice (Linux 6.12): the kernel's own choice, or the thread's.
+    const SCHED_DEADLINE: u32 = 6;
+    let usual = task::sched_getattr(0).map_or(0, |(own, _)| own.runtime);
+    let deadline = match attr.policy {
+        SCHED_DEADLINE => (attr.runtime, attr.deadline, attr.period),
+        _ if attr.runtime == usual => (0, 0, 0),
+        _ => (attr.runtime, 0, 0),
+    };
     thread.sched = Sched {
         policy: attr.policy,
         flags: attr.flags,
         nice: attr.nice,
         priority: attr.priority,
-        deadline: (attr.runtime, attr.deadline, attr.period),
+        deadline,
         affinity: task::affinity(tid).map_err(|e| failed("reading the CPUs", e))?,
         ioprio: task::ioprio(tid).unwrap_or(0),
         uclamp,

@@ -54,6 +54,7 @@ pub fn parse(text: &str, thread: impl Fn(i32) -> Option<i32>) -> Result<Vec<Posi
             _ => {}
         }
     }
+    timers.sort_unstable_by_key(|t| t.id);
     Ok(timers)
 }
 

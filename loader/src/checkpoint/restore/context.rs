@@ -49,8 +49,8 @@ pub struct Means {
     pub caps: u64,
     /// Additional groups. A user namespace may deny changing them.
     pub groups: Vec<u32>,
-    /// Seccomp filters do not apply to injected calls.
-    pub suspends_seccomp: bool,
+    /// Seccomp filters that were there before, and that every process has inherited.
+    pub filters: u32,
 }
 
 /// A container's init that waits for its start, stopped and taken over.

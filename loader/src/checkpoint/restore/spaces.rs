@@ -5,6 +5,8 @@ use super::context::Context;
 use super::mm::{self, MapFds};
 use super::source::Source;
 use crate::checkpoint::agent::Link;
+use crate::checkpoint::pages::background::{self, Waiting};
+use crate::checkpoint::pages::descriptor::{self, Purpose};
 use crate::checkpoint::pages::{self, Layout, Memory, Object, Range, Target};
 use crate::checkpoint::remote::fdpass::Pass;
 use crate::checkpoint::remote::{Arg, Batch};
@@ -23,6 +25,8 @@ struct Space {
     ranges: Vec<Range>,
     memory: Memory,
     uffd: Option<OwnedFd>,
+    /// What follows in the background, and the descriptor by which faults are answered.
+    later: Option<(Layout, OwnedFd)>,
     /// Numbers of the descriptors that mapping needs, in the task.
     numbers: BTreeMap<Wanted, i32>,
 }
@@ -32,13 +36,16 @@ struct Space {
 enum Wanted {
     File(Id),
     Shmem(Id),
+    /// `/dev/userfaultfd`.
+    Device,
 }
 
-/// Builds the address spaces of all processes, contents and all. Answers how many pages came.
+/// Builds the address spaces of all processes, contents and all. Answers how many pages came, and with
+/// [`crate::checkpoint::order::RestoreOrder::background`] those that shall follow.
 ///
 /// # Errors
 /// What cannot be mapped or filled, by address.
-pub fn build(link: &Link, ctx: &mut Context, source: &Source) -> Result<u64> {
+pub fn build(link: &Link, ctx: &mut Context, source: &Source) -> Result<(u64, Vec<Waiting>)> {
     let mut spaces = Vec::new();
     for index in 0..ctx.procs.len() {
         let Some(mm) = builds(ctx, index) else { continue };
@@ -59,7 +66,13 @@ pub fn build(link: &Link, ctx: &mut Context, source: &Source) -> Result<u64> {
     for space in &spaces {
         finish(ctx, space)?;
     }
-    Ok(filled.pages)
+    drop(targets);
+    let waiting = |space: Space| {
+        let (layout, uffd) = space.later?;
+        let (object, pid) = (Object::Memory(space.mm), space.memory.pid());
+        Some(Waiting { object, pid, uffd, layout, ranges: space.ranges })
+    };
+    Ok((filled.pages, spaces.into_iter().filter_map(waiting).collect()))
 }
 
 /// The address space that process `index` has to build: none for a zombie, and for one that shares its parent's.
@@ -72,12 +85,14 @@ fn builds(ctx: &Context, index: usize) -> Option<Id> {
 fn map(ctx: &mut Context, source: &Source, index: usize, id: Id) -> Result<Space> {
     let layout = source.chain.layout(Object::Memory(id))?;
     let content: Vec<(u64, u64)> = layout.spans().into_iter().map(|s| (s.start, s.end)).collect();
-    let numbers = pass_files(ctx, index, id)?;
+    let numbers = pass_files(ctx, source, index, id)?;
+    let mut warnings = Vec::new();
     let mut fds = MapFds::default();
     for (wanted, number) in &numbers {
         match wanted {
             Wanted::File(id) => fds.files.insert(*id, *number),
             Wanted::Shmem(id) => fds.shmems.insert(*id, *number),
+            Wanted::Device => None,
         };
     }
     fds.segments = ctx.segments.iter().map(|(id, segment)| (*id, *segment)).collect();
@@ -91,9 +106,29 @@ fn map(ctx: &mut Context, source: &Source, index: usize, id: Id) -> Result<Space
     mm::check_vdso(&String::from_utf8_lossy(&ctx.procfs.read_whole(tracee.tid(), "maps")?), mm)?;
     mm::map(tracee, &region, mm, &state.shmems, &fds, &content)?;
     let ranges = ranges(mm);
-    let uffd = None;
+    let (mut layout, mut later) = (layout, None);
+    if ctx.order.background {
+        let locked: Vec<_> = mm.vmas.iter().filter(|v| v.locked != 0).map(|v| v.start..v.end).collect();
+        let (lazy, rest) = background::split(&layout, &ranges, &locked);
+        if !lazy.is_empty() {
+            let device = numbers.get(&Wanted::Device).copied();
+            match descriptor::make(tracee, Purpose::Faults, device)? {
+                Some(uffd) => (layout, later) = (rest, Some((lazy, uffd))),
+                None => warnings.push(
+                    "memory was restored before the program ran: userfaultfd(2) is not allowed here without the device file",
+                ),
+            }
+        }
+    }
+    // One descriptor in an address space is enough of trouble.
+    let uffd = if later.is_none() && pages::wants_descriptor(&layout, &ranges) {
+        descriptor::make(tracee, Purpose::Fill, None)?
+    } else {
+        None
+    };
     let memory = Memory::open(&ctx.procfs, tracee.tid())?;
-    Ok(Space { process: index, mm: id, layout, content, ranges, memory, uffd, numbers })
+    warnings.into_iter().for_each(|w| ctx.warn(w));
+    Ok(Space { process: index, mm: id, layout, content, ranges, memory, uffd, later, numbers })
 }
 
 /// Private mappings, as the page engine wants them.
@@ -110,7 +145,7 @@ fn ranges(mm: &MmState) -> Vec<Range> {
 }
 
 /// Sends the files and memory objects that mappings show, and the program, into the task.
-fn pass_files(ctx: &mut Context, index: usize, id: Id) -> Result<BTreeMap<Wanted, i32>> {
+fn pass_files(ctx: &mut Context, source: &Source, index: usize, id: Id) -> Result<BTreeMap<Wanted, i32>> {
     let Some(mm) = ctx.state.mms.get(id as usize) else {
         return Err(Error::failure("no such address space"));
     };
@@ -126,6 +161,9 @@ fn pass_files(ctx: &mut Context, index: usize, id: Id) -> Result<BTreeMap<Wanted
             }
             _ => {}
         }
+    }
+    if ctx.order.background && source.device.is_some() {
+        wanted.push(Wanted::Device);
     }
     wanted.sort_unstable();
     wanted.dedup();
@@ -145,6 +183,7 @@ fn pass_files(ctx: &mut Context, index: usize, id: Id) -> Result<BTreeMap<Wanted
         let (opened, what) = match item {
             Wanted::File(id) => (ctx.files.get(id as usize), format!("file {id}")),
             Wanted::Shmem(id) => (ctx.shmems.get(id as usize), format!("memory object {id}")),
+            Wanted::Device => (Some(&source.device), "userfaultfd".to_owned()),
         };
         let Some(fd) = opened.and_then(Option::as_ref) else {
             return Err(Error::failure(format!("{what} is mapped and was not opened")));

@@ -2,324 +2,306 @@
 //! of them go at once.
 #![forbid(unsafe_code)]
 
-use super::context::Context;
+use super::bounds::{Bounds, CAP_SYS_RESOURCE};
+use super::context::{Context, Means};
 use super::thread::{self, Setup};
-use crate::checkpoint::remote::{Arg, Batch, Clone3, Region, Tracee};
-use crate::checkpoint::state::{Life, PosixTimer, ProcessState};
+use super::{creds, sched, stopped, timers};
+use crate::checkpoint::remote::{Arg, Batch, Clone3, Tracee};
+use crate::checkpoint::state::{Id, ProcessState, SandboxState, ThreadState};
+use crate::procfs::ProcFs;
 use airlock_wire::error::{Error, Kind, Result};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
+use std::collections::BTreeMap;
 
-const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+/// Makes everything of all processes that does not let anything happen yet. Their memory and descriptors are there.
+///
+/// # Errors
+/// What cannot be as it was, or must not be. What does little harm becomes a warning.
+pub fn complete(ctx: &mut Context) -> Result<()> {
+    for index in 0..ctx.procs.len() {
+        make_threads(ctx, index)?;
+    }
+    stopped::stop(ctx)?;
+    let mut bounds = BTreeMap::new();
+    for container in &ctx.order.containers {
+        let failed = |e: Error| e.context(format!("container {:?}", container.cid));
+        bounds.insert(container.image, Bounds::of(&container.spec).map_err(failed)?);
+    }
+    for index in 0..ctx.procs.len() {
+        finish(ctx, index, &bounds)?;
+    }
+    Ok(())
+}
 
 /// Makes the threads of process `index` besides its leader.
 ///
 /// # Errors
 /// A thread id is taken, or the limits of the container allow no more.
 pub fn make_threads(ctx: &mut Context, index: usize) -> Result<()> {
-    let Some(state) = ctx.state.processes.get(index).cloned() else { return Ok(()) };
-    let Some(proc) = ctx.procs.get_mut(index).and_then(Option::as_mut).filter(|p| !p.threads.is_empty())
-    else {
-        return Ok(());
-    };
-    let (leader, region) = proc.injector()?;
-    let mut made = Vec::with_capacity(state.threads.len());
-    let first = state.threads.first().cloned().unwrap_or_default();
-    for saved in state.threads.iter().skip(1) {
+    let Some(state) = ctx.state.processes.get(index) else { return Ok(()) };
+    let Some(proc) = ctx.procs.get_mut(index).and_then(Option::as_mut) else { return Ok(()) };
+    let region = proc.region;
+    let mut unlike = false;
+    for (n, saved) in state.threads.iter().enumerate().skip(proc.threads.len().max(1)) {
+        // The leader, if it has ended, says nothing of what is shared.
+        let others = || state.threads.iter().enumerate().take(n).skip(usize::from(state.leader_gone));
+        let files = |t: &ThreadState| t.fd_table == saved.fd_table;
+        let fs = |t: &ThreadState| t.fs == saved.fs;
+        let twin =
+            others().find(|(_, t)| files(t) && fs(t)).or_else(|| others().find(|(_, t)| files(t) || fs(t)));
+        let first = state.leader_gone && n == 1;
+        let (maker, shares_files, shares_fs) = match twin {
+            Some((maker, t)) => (maker, files(t), fs(t)),
+            None => (0, first, first),
+        };
+        // Nobody can share one with one thread and another with another, unless it was unshared in that order.
+        unlike |= others().any(|(_, t)| (files(t) && !shares_files) || (fs(t) && !shares_fs));
         let mut flags = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
-        let alone = state.leader_gone;
-        if alone || saved.fd_table == first.fd_table {
-            flags |= libc::CLONE_FILES;
-        }
-        if alone || saved.fs == first.fs {
-            flags |= libc::CLONE_FS;
-        }
+        flags |= if shares_files { libc::CLONE_FILES } else { 0 };
+        flags |= if shares_fs { libc::CLONE_FS } else { 0 };
         let args = Clone3 { flags: flags as u64, set_tid: vec![saved.tid], ..Clone3::default() };
-        let mut thread = leader.clone3(&region, &args)?.map_err(|e| {
-            Error::from(e).context(format!("making thread {} of process {}", saved.tid, state.pid))
+        let Some(maker) = proc.threads.get_mut(maker) else { return Ok(()) };
+        let thread = maker.clone3(&region, &args)?.map_err(|e| {
+            let hint = match e {
+                Errno::EEXIST => " (another thread has that id)",
+                Errno::EAGAIN => " (is the pids limit reached?)",
+                _ => "",
+            };
+            Error::from(e).context(format!("making thread {} of process {}{hint}", saved.tid, state.pid))
         })?;
-        let _ = thread.suspend_seccomp(true);
-        made.push(thread);
+        proc.threads.push(thread);
     }
-    proc.threads.extend(made);
+    let pid = state.pid;
+    if unlike {
+        ctx.warn(format!(
+            "threads of process {pid} shared descriptors or directories in a way that is not kept"
+        ));
+    }
     Ok(())
 }
 
-/// Sets up everything of process `index` that does not let anything happen yet. Its threads are there.
-///
-/// # Errors
-/// What cannot be as it was. What does little harm becomes a warning.
-pub fn finish(ctx: &mut Context, index: usize) -> Result<()> {
-    let Some(state) = ctx.state.processes.get(index).cloned() else { return Ok(()) };
-    let last_cap = last_capability(ctx);
-    let mut warnings = Vec::new();
+fn finish(ctx: &mut Context, index: usize, bounds: &BTreeMap<Id, Bounds>) -> Result<()> {
+    let Some(saved) = ctx.state.processes.get(index) else { return Ok(()) };
     let Some(proc) = ctx.procs.get_mut(index).and_then(Option::as_mut).filter(|p| !p.threads.is_empty())
     else {
         return Ok(());
     };
-    let region = proc.region;
-    let Some(leader) = proc.threads.first_mut() else { return Ok(()) };
-    warnings.extend(process_wide(leader, &region, &state)?);
-    let pid = leader.tid();
-    for (n, saved) in state.threads.iter().enumerate() {
-        let Some(tracee) = proc.threads.get_mut(n) else { continue };
-        if n == 0 && state.leader_gone {
-            continue;
-        }
-        // An init with a seccomp listener had its first filter before it was taken over.
-        let there = tracee.seccomp_filters().map_or(0, |f| f.len());
-        let (mut batch, mut setup) = (Batch::new(), Setup::default());
-        setup.ordinary(&mut batch, saved);
-        setup.filters(&mut batch, saved, &ctx.state, there);
-        setup.creds(&mut batch, &saved.creds, last_cap);
-        if n == 0 && (state.dumpable == 0 || state.dumpable == 1) {
-            batch.call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), state.dumpable.into()]);
-        }
-        setup.after_creds(&mut batch, saved);
-        let ran = batch.run(tracee, &region)?;
-        let failed = |e: Error| e.context(format!("restoring thread {} of process {}", saved.tid, state.pid));
-        warnings.extend(setup.check(&ran).map_err(failed)?);
-    }
-    write(ctx, pid, "oom_score_adj", &state.oom_score_adj.to_string(), &mut warnings);
-    if let Some(mm) = state.mm.and_then(|mm| ctx.state.mms.get(mm as usize)) {
-        let filter = format!("{:#x}", mm.coredump_filter);
-        write(ctx, pid, "coredump_filter", &filter, &mut warnings);
-    }
+    let none = Bounds::default();
+    let finishing = Finishing {
+        saved,
+        state: &ctx.state,
+        bounds: bounds.get(&proc.container).unwrap_or(&none),
+        means: &ctx.means,
+        procfs: &ctx.procfs,
+        last_cap: last_capability(&ctx.procfs),
+    };
+    let failed = |e: Error| e.context(format!("restoring process {}", saved.pid));
+    let mut warnings = finishing.outside(&proc.threads);
+    warnings.extend(finishing.inside(proc).map_err(failed)?);
     let name =
-        state.threads.first().map(|t| String::from_utf8_lossy(&t.comm).into_owned()).unwrap_or_default();
-    warnings.into_iter().for_each(|w| ctx.warn(format!("process {} ({name}): {w}", state.pid)));
+        saved.threads.first().map(|t| String::from_utf8_lossy(&t.comm).into_owned()).unwrap_or_default();
+    let pid = saved.pid;
+    warnings.into_iter().for_each(|w| ctx.warn(format!("process {pid} ({name:?}): {w}")));
     Ok(())
 }
 
 /// The highest capability that this kernel knows.
-fn last_capability(ctx: &Context) -> u64 {
-    const OLDEST: u64 = 37;
-    let text = ctx.procfs.read_path("sys/kernel/cap_last_cap").unwrap_or_default();
-    text.trim().parse().unwrap_or(OLDEST)
+fn last_capability(procfs: &ProcFs) -> u64 {
+    const OLDEST: u64 = 40;
+    let text = procfs.read_path("sys/kernel/cap_last_cap").unwrap_or_default();
+    text.trim().parse().unwrap_or(OLDEST).min(63)
 }
 
-fn write(ctx: &Context, pid: i32, name: &str, value: &str, warnings: &mut Vec<String>) {
-    let path = format!("{pid}/{name}");
-    if ctx.procfs.read(pid, name).is_ok_and(|now| now.trim() == value) {
-        return;
-    }
-    let written = openat(ctx.procfs.root(), path.as_str(), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())
-        .and_then(|file| nix::unistd::write(&file, value.as_bytes()));
-    if let Err(e) = written {
-        warnings.push(format!("{name} cannot be set to {value}: {e}"));
-    }
+/// A process to be finished, and what with.
+struct Finishing<'a> {
+    saved: &'a ProcessState,
+    state: &'a SandboxState,
+    bounds: &'a Bounds,
+    means: &'a Means,
+    procfs: &'a ProcFs,
+    last_cap: u64,
 }
 
-/// What all threads of a process share.
-fn process_wide(leader: &mut Tracee, region: &Region, state: &ProcessState) -> Result<Vec<String>> {
-    let mut batch = Batch::new();
-    let (mut needed, mut wished) = (Vec::new(), Vec::new());
-    for (n, action) in state.sigactions.iter().enumerate() {
-        let signal = n as i32 + 1;
-        if signal == libc::SIGKILL || signal == libc::SIGSTOP || signal > 64 {
-            continue;
+impl Finishing<'_> {
+    /// What is set from outside.
+    fn outside(&self, threads: &[Tracee]) -> Vec<String> {
+        let Some(pid) = threads.first().map(Tracee::tid) else { return Vec::new() };
+        let mut warnings = sched::limits(pid, &self.saved.rlimits, self.bounds);
+        for (tracee, saved) in
+            threads.iter().zip(&self.saved.threads).skip(usize::from(self.saved.leader_gone))
+        {
+            let cpus = self.state.machine.cpus;
+            warnings.extend(sched::restore(tracee.tid(), &saved.sched, &self.means.cpus, cpus, self.bounds));
         }
-        let bytes: Vec<u8> = [action.handler, action.flags, action.restorer, action.mask]
-            .iter()
-            .flat_map(|w| w.to_ne_bytes())
-            .collect();
-        let action = batch.data(&bytes);
-        needed.push(batch.call(libc::SYS_rt_sigaction, [signal.into(), action, Arg::NULL, 8u64.into()]));
+        warnings.extend(self.oom_score(pid));
+        if let Some(mm) = self.saved.mm.and_then(|mm| self.state.mms.get(mm as usize)) {
+            let filter = format!("{:#x}", mm.coredump_filter);
+            warnings.extend(self.write(pid, "coredump_filter", &filter));
+        }
+        warnings
     }
-    let prctl = |batch: &mut Batch, option: i32, value: u64| {
-        batch.call(libc::SYS_prctl, [option.into(), value.into(), Arg::NULL, Arg::NULL, Arg::NULL])
-    };
-    needed.push(prctl(&mut batch, libc::PR_SET_CHILD_SUBREAPER, state.child_subreaper.into()));
-    if state.thp_disabled {
-        wished.push((prctl(&mut batch, libc::PR_SET_THP_DISABLE, 1), "turning off huge pages".to_owned()));
-    }
-    needed.push(batch.call(libc::SYS_personality, [state.personality.into()]));
-    for bit in (0..32).filter(|b| state.membarrier & (1 << b) != 0) {
-        let call = batch.call(libc::SYS_membarrier, [(1u64 << bit).into(), Arg::NULL, Arg::NULL]);
-        wished.push((call, "registering for memory barriers".to_owned()));
-    }
-    for (resource, (soft, hard)) in state.rlimits.iter().enumerate() {
-        let bytes: Vec<u8> = [soft, hard].iter().flat_map(|w| w.to_ne_bytes()).collect();
-        let limit = batch.data(&bytes);
-        let call = batch.call(libc::SYS_prlimit64, [Arg::NULL, resource.into(), limit, Arg::NULL]);
-        wished.push((call, format!("limit {resource} of {soft}, at most {hard},")));
-    }
-    let ran = batch.run(leader, region)?;
-    for call in needed {
-        ran.get(call)?;
-    }
-    let failed = wished.into_iter().filter_map(|(call, what)| {
-        let e = ran.result(call).err()?;
-        Some(format!("{what} cannot be set again: {e}"))
-    });
-    let mut warnings: Vec<String> = failed.collect();
-    warnings.extend(make_timers(leader, region, &state.timers)?);
-    Ok(warnings)
-}
 
-/// Makes POSIX timers with the ids that the program keeps, not armed yet.
-fn make_timers(leader: &mut Tracee, region: &Region, timers: &[PosixTimer]) -> Result<Vec<String>> {
-    if timers.is_empty() {
-        return Ok(Vec::new());
+    fn oom_score(&self, pid: i32) -> Option<String> {
+        let now: i32 = self.procfs.read(pid, "oom_score_adj").ok()?.trim().parse().ok()?;
+        let wanted = self.saved.oom_score_adj;
+        if wanted < now && !self.bounds.has(CAP_SYS_RESOURCE) {
+            return Some(format!("its oom_score_adj stays {now}; {wanted} would take CAP_SYS_RESOURCE"));
+        }
+        if wanted == now { None } else { self.write(pid, "oom_score_adj", &wanted.to_string()) }
     }
-    let mut batch = Batch::new();
-    let on = batch.call(
-        libc::SYS_prctl,
-        [PR_TIMER_CREATE_RESTORE_IDS.into(), 1u64.into(), Arg::NULL, Arg::NULL, Arg::NULL],
-    );
-    let by_id = batch.run(leader, region)?.result(on).is_ok();
-    let mut sorted: Vec<&PosixTimer> = timers.iter().collect();
-    sorted.sort_unstable_by_key(|t| t.id);
-    for timer in sorted {
-        // Kernels before 6.15 count ids up for each process; one that was given back is not given again at once.
-        const TRIES: u32 = 100_000;
-        for attempt in 0.. {
-            let mut batch = Batch::new();
-            let id = batch.data(&timer.id.to_ne_bytes());
-            // struct sigevent: value, signal, how, thread.
-            let mut event = timer.value.to_ne_bytes().to_vec();
-            event.extend_from_slice(&timer.signal.to_ne_bytes());
-            event.extend_from_slice(&timer.notify.to_ne_bytes());
-            event.extend_from_slice(&timer.tid.to_ne_bytes());
-            event.resize(64, 0);
-            let event = batch.data(&event);
-            let call = batch.must(libc::SYS_timer_create, [timer.clock.into(), event, id]);
-            let ran = batch.run(leader, region)?;
-            ran.get(call).map_err(|e| e.context(format!("making timer {}", timer.id)))?;
-            let made = ran.int(id);
-            if made == timer.id {
-                break;
-            }
-            leader.syscall(libc::SYS_timer_delete, [made as u64, 0, 0, 0, 0, 0])??;
-            if by_id || made > timer.id || attempt > TRIES {
-                return Err(Error::failure(format!(
-                    "timer {} cannot be made: the kernel made it {made}",
-                    timer.id
-                )));
+
+    fn write(&self, pid: i32, name: &str, value: &str) -> Option<String> {
+        let path = format!("{pid}/{name}");
+        openat(self.procfs.root(), path.as_str(), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .and_then(|file| nix::unistd::write(&file, value.as_bytes()))
+            .err()
+            .map(|e| format!("{name} cannot be set to {value}: {e}"))
+    }
+
+    /// What the threads set up themselves. Those of the process come first, since setting an action drops signals;
+    /// the leader's privileges go last, because changing any thread's makes the process undumpable.
+    fn inside(&self, proc: &mut super::context::Proc) -> Result<Vec<String>> {
+        let region = proc.region;
+        let mut warnings = Vec::new();
+        let Some((leader, others)) = proc.threads.split_first_mut() else { return Ok(warnings) };
+        let (mut batch, mut setup) = (Batch::new(), Setup::default());
+        self.process(&mut batch, &mut setup);
+        if !others.is_empty() || !self.saved.timers.is_empty() {
+            let ran = std::mem::take(&mut batch).run(leader, &region)?;
+            warnings.extend(std::mem::take(&mut setup).check(&ran)?);
+            warnings.extend(timers::make(leader, &region, &self.saved.timers, self.bounds)?);
+        }
+        for (tracee, saved) in others.iter_mut().zip(self.saved.threads.iter().skip(1)) {
+            let (mut batch, mut setup) = (Batch::new(), Setup::default());
+            warnings.extend(self.thread(&mut batch, &mut setup, saved)?);
+            setup.last(&mut batch, saved);
+            warnings.extend(setup.check(&batch.run(tracee, &region)?)?);
+        }
+        let Some(saved) = self.saved.threads.first() else { return Ok(warnings) };
+        setup.pending(&mut batch, self.saved.pid, None, &self.saved.pending);
+        if self.saved.leader_gone {
+            let name = batch.text(saved.comm.get(..15).unwrap_or(&saved.comm));
+            setup.must(batch.call(libc::SYS_prctl, [libc::PR_SET_NAME.into(), name]));
+            let (creds, _) = creds::allowed(&saved.creds, self.bounds)?;
+            setup.creds(&mut batch, &creds, self.means, self.last_cap);
+        } else {
+            warnings.extend(self.thread(&mut batch, &mut setup, saved)?);
+        }
+        // 2 is what the kernel makes of programs that have changed their user; nobody can ask for it.
+        let dumpable = u64::from(self.saved.dumpable == 1);
+        let args = [libc::PR_SET_DUMPABLE.into(), dumpable.into(), Arg::NULL, Arg::NULL, Arg::NULL];
+        setup.must(batch.call(libc::SYS_prctl, args));
+        setup.last(&mut batch, saved);
+        warnings.extend(setup.check(&batch.run(leader, &region)?)?);
+        Ok(warnings)
+    }
+
+    /// Everything of one thread up to its privileges.
+    fn thread(&self, batch: &mut Batch, setup: &mut Setup, saved: &ThreadState) -> Result<Vec<String>> {
+        let (creds, warning) = creds::allowed(&saved.creds, self.bounds)?;
+        setup.ordinary(batch, saved, self.bounds);
+        setup.pending(batch, self.saved.pid, Some(saved.tid), &saved.pending);
+        // Without no_new_privs a filter takes privileges. Where it cannot be suspended, what follows has to pass it:
+        // calls that every profile allows which was installed this way before.
+        setup.filters(batch, saved, self.state, self.bounds, self.means.filters)?;
+        setup.creds(batch, &creds, self.means, self.last_cap);
+        Ok(warning.into_iter().collect())
+    }
+
+    /// What all threads share.
+    fn process(&self, batch: &mut Batch, setup: &mut Setup) {
+        const SIG_IGN: u64 = 1;
+        let saved = self.saved;
+        let mut action = |batch: &mut Batch, signal: i32, words: [u64; 4]| {
+            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+            let action = batch.data(&bytes);
+            let args = [signal.into(), action, Arg::NULL, 8u64.into()];
+            setup.must(batch.call(libc::SYS_rt_sigaction, args));
+        };
+        // Ends of helpers and zombies, and stops, were told to the parents once more: being ignored takes that away.
+        action(batch, libc::SIGCHLD, [SIG_IGN, 0, 0, 0]);
+        for (signal, a) in (1..=64).zip(&saved.sigactions) {
+            if signal != libc::SIGKILL && signal != libc::SIGSTOP {
+                action(batch, signal, [a.handler, a.flags, a.restorer, a.mask]);
             }
         }
+        let prctl = |batch: &mut Batch, option: i32, a: u64, b: u64| {
+            batch.call(libc::SYS_prctl, [option.into(), a.into(), b.into(), Arg::NULL, Arg::NULL])
+        };
+        setup.must(prctl(batch, libc::PR_SET_CHILD_SUBREAPER, saved.child_subreaper.into(), 0));
+        if saved.thp_disabled {
+            const THP_FLAGS: u64 = 2;
+            let option = libc::PR_SET_THP_DISABLE;
+            let flags = saved.threads.iter().flat_map(|t| &t.prctls).find(|(o, _)| *o == option);
+            let flags = flags.map_or(0, |(_, value)| value & THP_FLAGS);
+            setup.wish(prctl(batch, option, 1, flags), "doing without huge pages");
+        }
+        setup.must(batch.call(libc::SYS_personality, [saved.personality.into()]));
+        const REGISTRATIONS: [u64; 4] = [1 << 2, 1 << 4, 1 << 6, 1 << 8];
+        for command in REGISTRATIONS.into_iter().filter(|bit| saved.membarrier & bit != 0) {
+            let call = batch.call(libc::SYS_membarrier, [command.into(), Arg::NULL, Arg::NULL]);
+            setup.wish(call, "being registered for memory barriers");
+        }
     }
-    if by_id {
-        leader.syscall(libc::SYS_prctl, [PR_TIMER_CREATE_RESTORE_IDS as u64, 0, 0, 0, 0, 0])??;
-    }
-    Ok(Vec::new())
 }
 
-/// Signals that wait, and registers: after this, the process must make no more calls but for [`arm`].
+/// Lets everything go. Afterwards there are no processes in the context any more.
 ///
 /// # Errors
-/// A queue is full (RLIMIT_SIGPENDING), or registers are not taken.
-pub fn signals(ctx: &mut Context, index: usize) -> Result<()> {
-    let Some(state) = ctx.state.processes.get(index).cloned() else { return Ok(()) };
-    let Some(proc) = ctx.procs.get_mut(index).and_then(Option::as_mut) else { return Ok(()) };
-    let region = proc.region;
-    for (n, (tracee, saved)) in proc.threads.iter_mut().zip(&state.threads).enumerate() {
-        let mut batch = Batch::new();
-        let mut calls = Vec::new();
-        if n == 0 {
-            forget_children(&mut batch);
-            calls.extend(thread::queue(&mut batch, state.pid, None, &state.pending));
+/// A process has died meanwhile, or the kernel does not take its registers. Everything is dead then.
+pub fn release(ctx: &mut Context) -> Result<()> {
+    for index in 0..ctx.procs.len() {
+        arm(ctx, index)?;
+    }
+    let mut procs: Vec<_> = std::mem::take(&mut ctx.procs).into_iter().flatten().collect();
+    for proc in procs.iter_mut().filter(|p| !p.threads.is_empty()) {
+        let Some(saved) = ctx.state.processes.get(proc.index) else { continue };
+        if !saved.shares_mm_with_parent {
+            let (tracee, region) = proc.injector()?;
+            region.unmap(tracee)?;
         }
-        calls.extend(thread::queue(&mut batch, state.pid, Some(saved.tid), &saved.pending));
-        let ran = batch.run(tracee, &region)?;
-        for call in calls {
-            ran.get(call).map_err(|e| e.context(format!("queueing a signal of process {}", state.pid)))?;
+    }
+    for proc in &mut procs {
+        let Some(saved) = ctx.state.processes.get(proc.index) else { continue };
+        let threads = saved.threads.iter().skip(usize::from(saved.leader_gone));
+        for (tracee, thread) in proc.threads.iter_mut().zip(threads) {
+            thread::registers(tracee, thread)?;
+        }
+    }
+    // From here on nothing can fail but by a kill from outside, which the loader hears of by itself.
+    for tracee in procs.into_iter().flat_map(|p| p.threads) {
+        match tracee.detach(0) {
+            Err(e) if e.kind != Kind::NoSuchEntity => return Err(e),
+            _ => {}
         }
     }
     Ok(())
 }
 
-/// Takes the SIGCHLD away that the making of children and the end of helpers has left.
-fn forget_children(batch: &mut Batch) {
-    let set = batch.data(&(1u64 << (libc::SIGCHLD - 1)).to_ne_bytes());
-    let now = batch.space(16);
-    for _ in 0..2 {
-        batch.call(libc::SYS_rt_sigtimedwait, [set, Arg::NULL, now, 8u64.into()]);
-    }
-}
-
-/// Arms timers, takes the region away, sets registers. Nothing else may be asked of the process afterwards.
-fn last(ctx: &mut Context, index: usize) -> Result<()> {
-    let Some(state) = ctx.state.processes.get(index).cloned() else { return Ok(()) };
+/// Starts the timers, and ends the first thread if it had ended.
+fn arm(ctx: &mut Context, index: usize) -> Result<()> {
+    let Some(saved) = ctx.state.processes.get(index) else { return Ok(()) };
     let Some(proc) = ctx.procs.get_mut(index).and_then(Option::as_mut).filter(|p| !p.threads.is_empty())
     else {
         return Ok(());
     };
     let (leader, region) = proc.injector()?;
     let mut batch = Batch::new();
-    for (which, timer) in state.itimers.iter().enumerate().filter(|(_, t)| t.value_us != 0) {
-        let words = [
-            timer.interval_us / 1_000_000,
-            timer.interval_us % 1_000_000,
-            timer.value_us / 1_000_000,
-            timer.value_us % 1_000_000,
-        ];
-        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
-        let value = batch.data(&bytes);
-        batch.call(libc::SYS_setitimer, [which.into(), value, Arg::NULL]);
+    timers::arm(&mut batch, saved);
+    if !batch.is_empty() {
+        let failed = |e: Error| e.context(format!("starting timers of process {}", saved.pid));
+        batch.run(leader, &region)?.check().map_err(failed)?;
     }
-    for timer in state.timers.iter().filter(|t| t.remaining_ns != 0) {
-        const NANOS: u64 = 1_000_000_000;
-        let words = [
-            timer.interval_ns / NANOS,
-            timer.interval_ns % NANOS,
-            timer.remaining_ns / NANOS,
-            timer.remaining_ns % NANOS,
-        ];
-        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
-        let value = batch.data(&bytes);
-        batch.call(libc::SYS_timer_settime, [timer.id.into(), Arg::NULL, value, Arg::NULL]);
-    }
-    batch
-        .run(leader, &region)?
-        .check()
-        .map_err(|e| e.context(format!("arming timers of process {}", state.pid)))?;
-    let shared = state.shares_mm_with_parent;
-    if state.leader_gone {
-        // The first thread ends as it had ended; the process goes on without it.
+    if saved.leader_gone && proc.threads.len() > 1 {
         let mut leader = proc.threads.remove(0);
         match leader.syscall(libc::SYS_exit, [0; 6]) {
-            Err(e) if e.kind != Kind::NoSuchEntity => return Err(e),
-            _ => {}
-        }
-    }
-    let region = proc.region;
-    if let (false, Some(first)) = (shared, proc.threads.first_mut()) {
-        region.unmap(first)?;
-    }
-    let skip = usize::from(state.leader_gone);
-    for (tracee, saved) in proc.threads.iter_mut().zip(state.threads.iter().skip(skip)) {
-        thread::registers(tracee, saved)?;
-    }
-    Ok(())
-}
-
-/// Lets everything go. Children are ready before their parents, so that no parent waits for one that is not there.
-///
-/// # Errors
-/// A process has died meanwhile, or the kernel does not take its registers.
-pub fn release(ctx: &mut Context) -> Result<()> {
-    let count = ctx.procs.len();
-    // Those that share their parent's memory must not lose the region before they are done with it.
-    for index in (0..count).rev() {
-        last(ctx, index)?;
-    }
-    for index in (0..count).rev() {
-        let life = ctx.state.processes.get(index).map(|p| p.life);
-        let Some(proc) = ctx.procs.get_mut(index).and_then(Option::take) else { continue };
-        if let Some(Life::Stopped { signal }) = life {
-            // It waits for whoever detaches: no instruction of the program is run before the stop.
-            let pid = nix::unistd::Pid::from_raw(proc.pid);
-            let signal =
-                nix::sys::signal::Signal::try_from(signal).unwrap_or(nix::sys::signal::Signal::SIGSTOP);
-            match nix::sys::signal::kill(pid, signal) {
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(e) => return Err(Error::from(e).context(format!("stopping process {}", proc.ns_pid))),
+            Err(e) if e.kind == Kind::NoSuchEntity => {}
+            Err(e) => return Err(e),
+            Ok(_) => {
+                return Err(Error::failure(format!("the first thread of process {} goes on", saved.pid)));
             }
-        }
-        for tracee in proc.threads {
-            tracee.detach(0)?;
         }
     }
     Ok(())

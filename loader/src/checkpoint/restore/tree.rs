@@ -72,7 +72,7 @@ impl Tree {
             prepare(&mut tracee, &region).map_err(failed)?;
             let status = Status::parse(&ctx.procfs.read(tracee.tid(), "status")?)?;
             if ctx.means.cpus.is_empty() {
-                ctx.means = means(&mut tracee, &status).map_err(failed)?;
+                ctx.means = means(&tracee, &status).map_err(failed)?;
             }
             live.insert(status.pid(), Live { tracee, region, link, container: *container });
         }
@@ -284,12 +284,12 @@ fn prepare(tracee: &mut Tracee, region: &Region) -> Result<()> {
 }
 
 /// What there is to give to the processes.
-fn means(tracee: &mut Tracee, status: &Status) -> Result<Means> {
+fn means(tracee: &Tracee, status: &Status) -> Result<Means> {
     Ok(Means {
         cpus: task::affinity(tracee.tid())?,
         caps: process::cap_permitted()?,
         groups: status.groups.clone(),
-        suspends_seccomp: tracee.suspend_seccomp(true).is_ok(),
+        filters: status.filters.unwrap_or(0),
     })
 }
 
@@ -306,3 +306,7 @@ fn show_as(tracee: &mut Tracee, region: &Region, thread: &ThreadState) -> Result
     batch.call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), Arg::NULL, Arg::NULL, Arg::NULL, Arg::NULL]);
     batch.run(tracee, region).map(drop)
 }
+
+#[cfg(test)]
+#[path = "tasks_tests.rs"]
+mod tests;

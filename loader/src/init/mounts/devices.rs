@@ -28,6 +28,10 @@ const LINKS: &[(&str, &str)] = &[
     ("stderr", "/proc/self/fd/2"),
 ];
 
+/// A file in `/dev` with the sandbox's generation ID and a line feed. A restored or forked sandbox has an ID of its own
+/// in it: programs that must not share secrets with their copies watch it (inotify(7), `IN_MODIFY`).
+pub const GENERATION: &str = "airlock-generation";
+
 /// A node to make.
 struct Node {
     path: PathBuf,
@@ -113,6 +117,10 @@ pub(super) fn set_up(builder: &mut Builder<'_>) -> Result<()> {
         make(builder, dev.as_fd(), node).map_err(|e| node.error(e))?;
     }
     links(builder, dev.as_fd())?;
+    if !builder.generation.is_empty() {
+        generation(dev.as_fd(), builder.generation)
+            .map_err(|e| Error::from(e).context(format!("/dev/{GENERATION}")))?;
+    }
     if builder.spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false) {
         replace(
             dev.as_fd(),
@@ -127,6 +135,15 @@ pub(super) fn set_up(builder: &mut Builder<'_>) -> Result<()> {
         .map_err(|e| Error::from(e).context("/dev/console"))?;
     }
     Ok(())
+}
+
+fn generation(dev: BorrowedFd<'_>, id: &str) -> nix::Result<()> {
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let make = |dir: BorrowedFd<'_>, name: &OsStr| {
+        let file = openat(dir, name, flags, Mode::from_bits_truncate(0o444))?;
+        nix::unistd::write(&file, format!("{id}\n").as_bytes()).map(drop)
+    };
+    replace(dev, OsStr::new(GENERATION), make, |_| false)
 }
 
 fn make(builder: &mut Builder<'_>, dev: BorrowedFd<'_>, node: &Node) -> Result<()> {

@@ -60,6 +60,7 @@ fn build_here(spec: &Spec, image: &Path, gofer: Vec<OwnedFd>, cgroup: CgroupView
         devices: Vec::new(),
         cgroup,
         in_userns: false,
+        generation: "some-id",
         pre_pivot: Box::new(|| Ok(())),
     })
 }
@@ -142,6 +143,9 @@ fn the_default_config_gives_the_tree_that_runc_gives() {
         ] {
             assert_eq!(fs::read_link(Path::new("/dev").join(name)).unwrap(), Path::new(target));
         }
+        let id = Path::new("/dev").join(GENERATION);
+        assert_eq!(fs::read(&id).unwrap(), b"some-id\n");
+        assert_eq!(fs::metadata(&id).unwrap().mode() & 0o7777, 0o444);
         assert!(mount_options("/proc/sys").starts_with("ro"));
         assert_eq!(
             fs::write("/proc/sys/kernel/domainname", "x").unwrap_err().raw_os_error(),
@@ -305,6 +309,7 @@ fn create_container_hooks_run_before_the_root_changes_and_after_the_mounts() {
             devices: Vec::new(),
             cgroup: CgroupView::default(),
             in_userns: false,
+            generation: "",
             pre_pivot: Box::new(move || {
                 fs::write(path.join("new/from-hook"), "").unwrap();
                 saw.set(Path::new("/proc/self/exe").exists() && path.join("dev/null").exists());
@@ -423,6 +428,7 @@ fn the_default_tree_is_quick() {
                     devices: Vec::new(),
                     cgroup,
                     in_userns: false,
+                    generation: "",
                     pre_pivot: Box::new(|| Ok(())),
                 });
                 let time = start.elapsed();

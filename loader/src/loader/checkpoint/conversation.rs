@@ -9,7 +9,7 @@ use airlock_wire::error::{Error, Kind, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// An agent at work.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub(super) struct Agent {
     pub channel: UnixStream,
     /// Tells how it ended when it ends without a word.
     pub process: Option<Arc<Process>>,
+    /// What it gave us to keep: see [`Event::Keep`].
+    pub kept: Mutex<Vec<OwnedFd>>,
 }
 
 /// What the loader does at the turns of a dump.
@@ -66,6 +68,7 @@ impl Agent {
                     let level = LEVELS[usize::from(level.clamp(1, 5)) - 1];
                     log::log!(level, "agent: {text}");
                 }
+                Ok((Event::Keep, fds)) => crate::container::lock(&self.kept).extend(fds),
                 Ok(event) => return Ok(event),
                 Err(e) => return Err(self.explain(e)),
             }
@@ -131,7 +134,7 @@ impl Agent {
                 // Once the image is complete it is the containers' going on that fails: the worse news counts.
                 Event::Failed(_) if matches!(outcome, Some(Err(_))) => {}
                 Event::Failed(error) => outcome = Some(Err(error)),
-                Event::Restored(_) | Event::PagesIn(_) | Event::Log { .. } => {
+                Event::Restored(_) | Event::PagesIn(_) | Event::Log { .. } | Event::Keep => {
                     outcome = Some(Err(out_of_turn()))
                 }
             }

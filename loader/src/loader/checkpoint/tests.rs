@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 fn agent(script: impl FnOnce(&UnixStream) + Send + 'static) -> (Agent, JoinHandle<()>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let thread = std::thread::spawn(move || script(&theirs));
-    (Agent { channel: ours, process: None }, thread)
+    (Agent { channel: ours, process: None, kept: Mutex::default() }, thread)
 }
 
 fn tell(channel: &UnixStream, event: &Event) {
@@ -133,7 +133,7 @@ fn an_agent_without_last_words_is_explained() {
     let pid = child.id() as i32;
     let process = Arc::new(Process::new(pid, crate::sys::process::pidfd_open(pid).unwrap()).unwrap());
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let agent = Agent { channel: ours, process: Some(process.clone()) };
+    let agent = Agent { channel: ours, process: Some(process.clone()), kept: Mutex::default() };
     child.kill().unwrap();
     process.end(libc::SIGKILL as u32);
     drop(theirs);

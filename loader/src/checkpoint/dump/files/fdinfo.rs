@@ -223,7 +223,7 @@ impl Watch {
             (bytes.len() == len).then_some((hex("fhandle-type")? as i32, bytes))
         };
         Some(Self {
-            wd: value("wd")?.parse().ok()?,
+            wd: i32::try_from(hex("wd")?).ok()?,
             ino: hex("ino")?,
             dev: device(hex("sdev")?),
             mask: hex("mask")? as u32,
@@ -297,6 +297,8 @@ mod tests {
         assert_eq!((watches[0].wd, watches[0].ino, watches[0].mask), (2, 0x9a_2011, 0xfff));
         assert_eq!(watches[0].dev, nix::sys::stat::makedev(254, 0));
         assert_eq!(watches[0].handle, Some((1, vec![0x11, 0x20, 0x9a, 0, 0xa4, 0x36, 0x9c, 0x66])));
+        let high = line.replace("wd:2", "wd:186a0");
+        assert_eq!(FdInfo::parse(&high).watches()[0].wd, 100_000);
         let cut = line.replace("a4369c66", "a4369c");
         assert_eq!(FdInfo::parse(&cut).watches()[0].handle, None);
     }

@@ -69,6 +69,7 @@ fn in_a_user_namespace() {
         devices: fds,
         cgroup,
         in_userns: true,
+        generation: "",
         pre_pivot: Box::new(|| Ok(())),
     })
     .unwrap_or_else(|e| panic!("BUILD: {e}"));
