@@ -93,6 +93,7 @@ fn inside<R: Send + 'static>(
             devices: Vec::new(),
             cgroup: CgroupView::default(),
             in_userns: false,
+            generation: "",
             pre_pivot: Box::new(|| Ok(())),
         })
         .unwrap();
