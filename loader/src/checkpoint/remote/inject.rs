@@ -45,7 +45,7 @@ pub(super) struct Happened {
 impl Tracee {
     /// Makes the thread run one system call and returns what it returned. Registers, signal mask, pending signals and
     /// an interrupted call of the thread's own are as before afterwards. Pointers among the arguments are addresses in
-    /// the tracee. About 10 µs; a [`super::Batch`] is much cheaper for more than two calls.
+    /// the tracee. It takes two stops; a [`super::Batch`] takes one for any number of calls.
     ///
     /// The call must not be one that waits, and should not be one that sleeps for a time (nanosleep, poll, futex): the
     /// kernel keeps one note of an interrupted sleep for each thread, and the tracee may need its own.

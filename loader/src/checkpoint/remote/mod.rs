@@ -20,6 +20,11 @@
 //! code there puts them back by itself when it comes to its end without being stopped. Only mapping and unmapping a
 //! region (three single calls) are not covered.
 //!
+//! What it costs (6.18, a virtual machine with two processors): a stop 6 µs when tracer and tracee share a processor, and
+//! 15 µs when an idle one has to be woken; so a single call 23 to 50 µs, a batch 22 to 45 µs and 0.25 µs for each of its
+//! calls, mapping and unmapping a region 80 to 150 µs, stopping a thread and letting it go 16 to 30 µs (100 threads 2 ms),
+//! a fork with its child stopped 170 µs.
+//!
 //! Errors: `NoSuchEntity` when the thread has ended (or was killed in the middle), `Unsupported` for what can never
 //! work (32-bit code, a kernel without the interface), `InvalidState` for a zombie or one that is traced already.
 #![forbid(unsafe_code)]
