@@ -105,9 +105,12 @@ fn inject(ctx: &mut Context, process: usize, batch: Batch) -> Result<crate::chec
     batch.run(tracee, &region)
 }
 
+/// Calls by process, with what each is for.
+type Batches = BTreeMap<usize, (Batch, Vec<(CallId, String)>)>;
+
 /// Who is told of events, leases, and signal descriptors in epoll instances: calls whose caller counts.
 pub(super) fn owners(ctx: &mut Context) -> Result<()> {
-    let mut batches: BTreeMap<usize, (Batch, Vec<(CallId, String)>)> = BTreeMap::new();
+    let mut batches = Batches::new();
     for (state, id) in ctx.state.files.iter().zip(0..) {
         let lease = state.locks.iter().find(|l| l.kind == "lease");
         let asynchronous = state.flags & libc::O_ASYNC != 0 && state.flags & libc::O_PATH == 0;
@@ -154,7 +157,7 @@ pub(super) fn owners(ctx: &mut Context) -> Result<()> {
 }
 
 /// Adds signal descriptors to epoll instances, in a process that has both.
-fn signalfds(ctx: &Context, batches: &mut BTreeMap<usize, (Batch, Vec<(CallId, String)>)>) {
+fn signalfds(ctx: &Context, batches: &mut Batches) {
     for (state, id) in ctx.state.files.iter().zip(0..) {
         let FileKind::Epoll { targets } = &state.kind else { continue };
         for target in targets.iter().filter(|t| watch::is_signalfd(ctx, t.file)) {
