@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use airlock_loader::checkpoint::image::{
-    Compression, Metadata, PAGES, PAGES_META, STATEFILE, Writer, WriterOptions, fs_section,
+    Compression, Metadata, PAGES, PAGES_META, Reader, STATEFILE, Writer, WriterOptions, fs_section,
 };
 use airlock_loader::checkpoint::state::{ContainerState, SandboxState};
 use airlock_tests::{Bundle, State, need, unique, workspace};
@@ -47,14 +47,14 @@ struct Saved {
     state: State,
     id: String,
     dir: tempfile::TempDir,
-    _bundle: Bundle,
+    bundle: Bundle,
 }
 
 impl Saved {
     fn new(args: &[&str]) -> Self {
         let (state, bundle, id) = (State::new(), Bundle::new(args), unique("img"));
         state.detached(&["run", "-d", "-b", bundle.text(), &id]);
-        Self { state, id, dir: tempfile::tempdir().unwrap(), _bundle: bundle }
+        Self { state, id, dir: tempfile::tempdir().unwrap(), bundle }
     }
 
     /// Makes an image of that name.
@@ -262,4 +262,95 @@ fn files_of_different_images_do_not_go_together() {
     let (status, text) = saved.statefile(&["verify", two.to_str().unwrap()]);
     assert!(status == 0 && text.contains("not checked   the files with the pages are not there"), "{text}");
     assert_eq!(saved.statefile(&["fds", two.to_str().unwrap()]).0, 0);
+}
+
+/// The same image with other metadata.
+fn rewrite(image: &Path, change: impl FnOnce(&mut Metadata)) {
+    let path = image.join(STATEFILE);
+    let old = Reader::open(File::open(&path).unwrap(), None).unwrap();
+    let fresh = image.join("fresh");
+    let mut writer = Writer::create(File::create(&fresh).unwrap(), WriterOptions::default()).unwrap();
+    for section in old.sections() {
+        writer.put(&section.tag, &old.read(&section.tag, 1 << 30).unwrap()).unwrap();
+    }
+    let mut metadata = old.metadata().clone();
+    change(&mut metadata);
+    writer.finish(metadata).unwrap();
+    std::fs::rename(fresh, path).unwrap();
+}
+
+#[test]
+fn a_bad_image_is_refused_by_name_and_leaves_nothing() {
+    need!("busybox");
+    let saved = Saved::new(&["sleep", "1000"]);
+    let good = saved.image("good", &[]);
+    let key = saved.dir.path().join("key");
+    std::fs::write(&key, "secret").unwrap();
+    let key = key.to_str().unwrap();
+    let sealed = saved.image("sealed", &["--key-file", key]);
+    let state = State::new();
+    let restore = |image: &Path, options: &[&str]| {
+        let id = unique("bad");
+        let fixed =
+            ["restore", "--detach", "--bundle", saved.bundle.text(), "--image-path", image.to_str().unwrap()];
+        let error = state.fails(fixed.iter().chain(options).chain([&id.as_str()]));
+        assert_eq!(error.trim_end().lines().count(), 1, "{error}");
+        assert_eq!(state.ok(["list", "-q"]), "", "after: {error}");
+        error
+    };
+    let bad = saved.dir.path().join("bad");
+    let copy = || {
+        drop(std::fs::remove_dir_all(&bad));
+        std::fs::create_dir(&bad).unwrap();
+        for name in [STATEFILE, PAGES_META, PAGES] {
+            std::fs::copy(good.join(name), bad.join(name)).unwrap();
+        }
+    };
+    let with = |name: &str, change: &dyn Fn(&mut Vec<u8>), words: &str| {
+        copy();
+        let mut bytes = std::fs::read(bad.join(name)).unwrap();
+        change(&mut bytes);
+        std::fs::write(bad.join(name), bytes).unwrap();
+        let error = restore(&bad, &[]);
+        assert!(error.contains(words), "{name}, {words}: {error}");
+    };
+    let half = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2);
+    with(STATEFILE, &Vec::clear, "statefile cannot be empty");
+    with(STATEFILE, &half, "the statefile is truncated");
+    with(STATEFILE, &|bytes| bytes[12] |= 1, "the statefile is incomplete");
+    with(STATEFILE, &|bytes| bytes[8] = 9, "the statefile has format 9.0");
+    with(STATEFILE, &|bytes| bytes[200] ^= 1, "section \"state\"");
+    with(STATEFILE, &|bytes| *bytes.last_mut().unwrap() ^= 1, "checksum of header, metadata and directory");
+    with(STATEFILE, &|bytes| bytes.extend(b"more"), "4 bytes after its end");
+    with(STATEFILE, &|bytes| *bytes = b"gVisorSF\0\0\0\0\0\0\0\x02{}".to_vec(), "statefile of gVisor");
+    with(STATEFILE, &|bytes| *bytes = b"#!/bin/sh\n".to_vec(), "not a statefile of airlock");
+    with(PAGES_META, &Vec::clear, "pages metadata file");
+    with(PAGES_META, &|bytes| bytes[100] ^= 1, "pages metadata file");
+    with(PAGES, &half, "pages file");
+    with(PAGES, &|bytes| bytes.iter_mut().for_each(|byte| *byte ^= 1), "does not have its checksum");
+
+    let told = |change: &dyn Fn(&mut Metadata), words: &str| {
+        copy();
+        rewrite(&bad, change);
+        let error = restore(&bad, &[]);
+        assert!(error.contains(words), "{words}: {error}");
+    };
+    let version = format!("checkpoint: 0.0.9 current: {}", env!("CARGO_PKG_VERSION"));
+    let version = format!("airlock version does not match across checkpoint restore, {version}");
+    told(&|m| m.airlock_version = "0.0.9".to_owned(), &version);
+    told(&|m| m.container_count = Some("many".to_owned()), "invalid container count: ");
+    told(&|m| m.container_count = Some("0".to_owned()), "invalid container count value: 0");
+    told(&|m| m.container_specs.clear(), "container specs not found in metadata during restore");
+    told(&|m| m.pre_dump = true, "pre-dump");
+
+    // Keys: none, another, and one for an image that has none.
+    assert!(restore(&sealed, &[]).contains("sealed with a key"));
+    assert!(restore(&good, &["--key-file", key]).contains("not sealed"));
+    std::fs::write(key, "guess").unwrap();
+    assert!(restore(&sealed, &["--key-file", key]).contains("the key does not fit"));
+    for name in [STATEFILE, PAGES_META] {
+        copy();
+        std::fs::remove_file(bad.join(name)).unwrap();
+        assert!(restore(&bad, &[]).contains(name));
+    }
 }
