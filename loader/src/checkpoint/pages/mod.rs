@@ -46,6 +46,8 @@ mod chain;
 mod compare;
 pub mod descriptor;
 mod fill;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod index;
 mod layout;
 mod memory;

@@ -51,6 +51,12 @@ pub(super) fn checksum(bytes: &[u8]) -> u64 {
     XxHash3_128::oneshot_with_seed(head, rest) as u64
 }
 
+/// Puts the checksum into an encoded index. False when it is too short to have one.
+pub(in crate::checkpoint::pages) fn seal(bytes: &mut [u8]) -> bool {
+    let sum = checksum(bytes).to_le_bytes();
+    bytes.get_mut(SUM_AT..HEADER).map(|place| place.copy_from_slice(&sum)).is_some()
+}
+
 impl Index {
     /// Writes it as `pages_meta.img` (or the section of the statefile) holds it.
     pub fn encode(&self) -> Vec<u8> {
@@ -79,10 +85,7 @@ impl Index {
         }
         self.objects.iter().flat_map(|(_, entries)| entries).for_each(|e| write_entry(e, &mut out));
         out.extend(&self.sums);
-        let sum = checksum(&out).to_le_bytes();
-        if let Some(place) = out.get_mut(SUM_AT..HEADER) {
-            place.copy_from_slice(&sum);
-        }
+        seal(&mut out);
         out
     }
 }

@@ -6,6 +6,9 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use encode::seal;
+
 use super::{Object, PAGE, SumKind};
 use crate::checkpoint::image::Compression;
 use std::collections::BTreeMap;

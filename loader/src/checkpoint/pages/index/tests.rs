@@ -1,8 +1,7 @@
 //! Tests of the index: what is written is read, and nothing forged is believed.
 
-use super::encode::{ENTRY, HEADER, OBJECT, SUM_AT, checksum};
+use super::encode::{ENTRY, HEADER, OBJECT, seal};
 use super::*;
-use crate::checkpoint::pages::UNIT;
 use airlock_wire::error::Kind;
 use proptest::prelude::*;
 
@@ -38,12 +37,6 @@ fn sample() -> Index {
     index.push(Object::Shared(0), Vec::new());
     index.sums = (0..17 * 8).map(|b| b as u8).collect();
     index
-}
-
-/// Puts the checksum right, as a forger would.
-fn seal(bytes: &mut [u8]) {
-    let sum = checksum(bytes).to_le_bytes();
-    bytes[SUM_AT..HEADER].copy_from_slice(&sum);
 }
 
 fn refused(bytes: &[u8], with: &str) {
@@ -173,27 +166,7 @@ proptest! {
         }
         seal(&mut bytes);
         if let Ok(index) = Index::decode(&bytes) {
-            let mut seen = Vec::new();
-            for (object, entries) in &index.objects {
-                let mut end = 0;
-                for e in entries {
-                    prop_assert!(e.pages > 0 && e.start % PAGE == 0 && e.start >= end);
-                    end = e.end();
-                    match e.place {
-                        Place::Raw { offset } => prop_assert!(offset + e.pages * PAGE <= index.data_len),
-                        Place::Packed { offset, len } => {
-                            prop_assert!(offset + u64::from(len) <= index.data_len && e.pages <= UNIT);
-                        }
-                        Place::Like(o) => prop_assert!(seen.contains(&o)),
-                        Place::Parent(_) => prop_assert!(index.parent.is_some()),
-                        Place::Zero => {}
-                    }
-                    if e.has_sums() {
-                        prop_assert!(index.sum(e.sum + e.pages - 1).is_some() || index.sum_kind == SumKind::None);
-                    }
-                }
-                seen.push(*object);
-            }
+            crate::checkpoint::pages::fuzzing::check(&index);
         }
     }
 }
