@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::cgroup::Cgroup;
+use crate::loader::Layer;
 use crate::sys::process;
 use airlock_wire::error::{Error, Result};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -206,8 +207,8 @@ pub struct Container {
     pub(crate) own_pid_namespace: OnceLock<bool>,
     /// `CLONE_NEW*` flags of what an exec has to enter: where the container differs from the spawner.
     pub(crate) namespaces: OnceLock<i32>,
-    /// Upper layers in memory, by the place of their overlay: a checkpoint saves them.
-    pub(crate) layers: OnceLock<Vec<(String, OwnedFd)>>,
+    /// Upper layers of overlays: a checkpoint saves those in memory, and notes what those on a disk are like.
+    pub(crate) layers: OnceLock<Vec<Layer>>,
     /// The newest mount that its init made (listmount(2)), 0 where the kernel does not tell.
     pub(crate) newest_mount: OnceLock<u64>,
     /// Descriptors that the init got from outside, as it waits: number, device, inode. A checkpoint knows them by that.

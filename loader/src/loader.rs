@@ -13,6 +13,7 @@ mod signal;
 pub use exec::{ExecRequest, Executed};
 pub use lifecycle::Prepared;
 pub use parts::ContainerParts;
+pub(crate) use parts::Layer;
 pub use signal::DeliveryMode;
 
 use crate::checkpoint::image::Generation;

@@ -12,6 +12,7 @@ pub mod image;
 pub mod inet;
 pub mod inside;
 pub mod machine;
+pub mod mountinfo;
 pub mod order;
 pub mod pages;
 pub mod remote;

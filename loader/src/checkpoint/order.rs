@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
     /// Save the sandbox. Descriptors: statefile; then pages metadata and pages, as [`DumpOrder::have_pages_file`] says;
-    /// then, for each container in order, the filesystems' descriptors counted in [`DumpContainer::upper`].
+    /// then, for each container in order, those of its upper layers ([`DumpContainer::upper`]).
     Dump(DumpOrder),
     /// Make the waiting inits what a statefile says. Descriptors: statefile; pages metadata and pages; a
-    /// `/dev/userfaultfd` as the flags of [`RestoreOrder`] say.
+    /// `/dev/userfaultfd` as the flags of [`RestoreOrder`] say; at the end, for each container in order, those of its
+    /// upper layers on a disk ([`RestoreContainer::on_disk`]).
     Restore(RestoreOrder),
     /// Answer to [`Event::Interrupted`], [`Event::Detaching`]: freezers are as they have to be.
     Continue,
@@ -83,8 +84,11 @@ pub struct DumpContainer {
     pub own_pid_namespace: bool,
     /// The newest mount that its init made (listmount(2)); newer ones are its programs'. 0: unknown.
     pub newest_mount: u64,
-    /// Descriptors of upper layers kept in memory that come with the order (path of the overlay mount each).
+    /// Upper layers of overlays, whose descriptors come with the order: path of the overlay mount each.
     pub upper: Vec<String>,
+    /// Which of `upper` are on a disk (the descriptor is that of the directory that holds the layer) rather than in
+    /// memory (the layer itself, or the copy of a single file).
+    pub on_disk: Vec<bool>,
 }
 
 /// How to restore.
@@ -123,6 +127,10 @@ pub struct RestoreContainer {
     pub own_pid_namespace: bool,
     /// OCI spec as JSON text.
     pub spec: String,
+    /// Upper layers of overlays: path of the overlay mount each.
+    pub upper: Vec<String>,
+    /// Which of `upper` are on a disk; their descriptors come last of all with the order.
+    pub on_disk: Vec<bool>,
 }
 
 /// Agent to loader.

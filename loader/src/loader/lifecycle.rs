@@ -1,7 +1,7 @@
 //! Making, starting and destroying containers.
 #![forbid(unsafe_code)]
 
-use super::parts::layers_in_memory;
+use super::parts::layers;
 use super::{ContainerParts, Event, Loader};
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Process, State, lock};
@@ -88,7 +88,7 @@ impl Loader {
             let _ = container.cgroup.set(cgroup);
         }
         let filestores = std::mem::take(&mut parts.filestores);
-        let _ = container.layers.set(layers_in_memory(&spec, &parts.confs, filestores));
+        let _ = container.layers.set(layers(&spec, &parts.confs, filestores));
         let _ = container.spec.set(spec);
         let _ = container.spec_text.set(spec_text.clone());
         let (placement_pid, own) = self.pid_namespace(container)?;

@@ -88,20 +88,26 @@ impl ContainerParts {
 /// [`GoferMountConf::upper`] of a layer in memory.
 const MEMORY: u8 = 1;
 
-/// The upper layers in memory among `filestores`, with the places of their mounts in the container.
-pub(super) fn layers_in_memory(
-    spec: &Spec,
-    confs: &[GoferMountConf],
-    filestores: Vec<OwnedFd>,
-) -> Vec<(String, OwnedFd)> {
+/// The upper layer of an overlay.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    /// Place of the overlay in the container.
+    pub place: String,
+    /// In memory: the layer, or the copy of a single file. On a disk: the directory that holds it.
+    pub fd: OwnedFd,
+    /// It is on a disk.
+    pub on_disk: bool,
+}
+
+/// The upper layers behind `filestores`.
+pub(super) fn layers(spec: &Spec, confs: &[GoferMountConf], filestores: Vec<OwnedFd>) -> Vec<Layer> {
     let mounts = spec.mounts().iter().flatten().filter(|m| needs_gofer(m));
     let places = std::iter::once("/".to_owned()).chain(mounts.map(|m| m.destination().display().to_string()));
     places
         .zip(confs)
         .filter(|(_, conf)| conf.upper != 0)
         .zip(filestores)
-        .filter(|((_, conf), _)| conf.upper == MEMORY)
-        .map(|((place, _), fd)| (place, fd))
+        .map(|((place, conf), fd)| Layer { place, fd, on_disk: conf.upper != MEMORY })
         .collect()
 }
 
@@ -110,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layers_in_memory_are_found_by_their_mounts() {
+    fn layers_are_found_by_their_mounts() {
         let spec: Spec = serde_json::from_str(
             r#"{"ociVersion":"1.0.2","mounts":[{"destination":"/proc","type":"proc","source":"proc"},
             {"destination":"/a","type":"bind","source":"/a","options":["bind"]},
@@ -121,11 +127,13 @@ mod tests {
         let files =
             |n: usize| (0..n).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect::<Vec<_>>();
         let found = |confs: &[GoferMountConf], n| {
-            let layers = layers_in_memory(&spec, confs, files(n));
-            layers.into_iter().map(|(place, _)| place).collect::<Vec<_>>()
+            let layers = layers(&spec, confs, files(n)).into_iter();
+            layers
+                .map(|l| format!("{}{}", l.place, if l.on_disk { " on disk" } else { "" }))
+                .collect::<Vec<_>>()
         };
         assert_eq!(found(&[conf(1), conf(0), conf(1)], 2), ["/", "/b"]);
-        assert_eq!(found(&[conf(2), conf(1), conf(3)], 3), ["/a"]);
+        assert_eq!(found(&[conf(2), conf(1), conf(3)], 3), ["/ on disk", "/a", "/b on disk"]);
         assert_eq!(found(&[conf(1), conf(1), conf(1)], 1), ["/"]);
         assert_eq!(found(&[], 2), Vec::<String>::new());
     }

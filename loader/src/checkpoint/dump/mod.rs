@@ -7,6 +7,7 @@
 pub mod context;
 pub mod creds;
 pub mod files;
+pub mod fs;
 pub mod mm;
 pub mod namespaces;
 pub mod net;
@@ -29,6 +30,7 @@ use super::{clocks, machine};
 use crate::procfs::ProcFs;
 use airlock_wire::error::{Error, Result};
 use context::Context;
+use fs::Filesystems;
 use net::Sockets;
 use std::os::fd::OwnedFd;
 use write::{Image, Output};
@@ -67,6 +69,9 @@ fn save(
 ) -> Result<bool> {
     let sockets = kept.insert(inspect(link, ctx, watch)?);
     sockets.link(ctx);
+    watch.step("connections");
+    let filesystems = Filesystems::collect(ctx)?;
+    watch.step("mounts");
     if !ctx.refusals.is_empty() {
         link.send(&Event::Refused(std::mem::take(&mut ctx.refusals)))?;
         return Ok(false);
@@ -84,8 +89,7 @@ fn save(
         return Ok(false);
     };
     sockets.settle(ctx);
-    watch.step("connections");
-    let image = Image::begin(link, ctx, output, watch)?;
+    let image = Image::begin(link, ctx, output, &filesystems, watch)?;
     let mut pause_us = None;
     if ctx.order.resume && image.may_resume() {
         if let Some(sockets) = kept.take() {

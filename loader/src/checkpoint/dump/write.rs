@@ -2,6 +2,7 @@
 //! the end is missed by its absence.
 #![forbid(unsafe_code)]
 
+use super::fs::Filesystems;
 use super::context::{Context, Extent};
 use crate::checkpoint::agent::{Link, next_fd};
 use crate::checkpoint::image::{
@@ -147,10 +148,20 @@ impl Image {
     ///
     /// # Errors
     /// What cannot be read or written.
-    pub fn begin(link: &Link, ctx: &mut Context, output: Output, watch: &mut Watch) -> Result<Self> {
+    pub fn begin(
+        link: &Link,
+        ctx: &mut Context,
+        output: Output,
+        filesystems: &Filesystems,
+        watch: &mut Watch,
+    ) -> Result<Self> {
         let compression = Compression::from_name(&ctx.order.compression)?;
         let options = WriterOptions { key: ctx.order.key.clone(), compression, sync: true };
         let mut writer = image::Writer::create(output.statefile, options)?;
+        if !ctx.order.pre_dump {
+            filesystems.write(ctx, &mut writer)?;
+            watch.step("filesystems");
+        }
         let sums = SumKind::for_key(ctx.order.key.is_some());
         let page_options = pages::Options {
             compression,

@@ -9,6 +9,7 @@ pub mod bounds;
 pub mod context;
 pub mod creds;
 pub mod files;
+pub mod fs;
 pub mod mm;
 pub mod net;
 pub mod plan;
@@ -43,9 +44,10 @@ use std::time::Duration;
 ///
 /// # Errors
 /// What went wrong; the containers are dead.
-pub fn run(link: &Link, procfs: ProcFs, order: RestoreOrder, fds: Vec<OwnedFd>) -> Result<()> {
+pub fn run(link: &Link, procfs: ProcFs, order: RestoreOrder, mut fds: Vec<OwnedFd>) -> Result<()> {
     let mut watch = Watch::new();
     link.progress("opening the image", 0, 0);
+    let layers = fs::Layers::take(&order, &mut fds)?;
     let (source, state) = Source::open(&order, fds)?;
     if state.containers.len() != order.containers.len() {
         return Err(Error::invalid_argument(format!(
@@ -61,6 +63,8 @@ pub fn run(link: &Link, procfs: ProcFs, order: RestoreOrder, fds: Vec<OwnedFd>) 
     stubs::take_over(&mut ctx)?;
     clocks(&mut ctx)?;
     watch.step("take over");
+    fs::restore(&mut ctx, &source.reader, layers)?;
+    watch.step("filesystems");
     let sockets = Sockets::make(&mut ctx)?;
     let mut files = Files::open(&mut ctx, &sockets)?;
     watch.step("files");
@@ -84,6 +88,7 @@ pub fn run(link: &Link, procfs: ProcFs, order: RestoreOrder, fds: Vec<OwnedFd>) 
     shmems::seal(&ctx)?;
     sockets.finish(&mut ctx)?;
     watch.step("threads");
+    fs::announce(&ctx);
     let mut report = report(&ctx);
     task::release(&mut ctx)?;
     watch.step("release");

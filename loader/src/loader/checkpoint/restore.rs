@@ -8,7 +8,7 @@ use crate::checkpoint::image::{Metadata, Reader};
 use crate::checkpoint::order::{Order, Report, RestoreContainer, RestoreOrder};
 use crate::checkpoint::specs;
 use crate::container::{Container, Process, State, lock};
-use crate::loader::Event;
+use crate::loader::{Event, Layer};
 use crate::procfs::parse_nspid;
 use crate::sys::process;
 use airlock_wire::error::{Error, Result};
@@ -72,6 +72,10 @@ impl Collecting {
         self.come.push((container.clone(), index as u32));
         Ok(())
     }
+}
+
+fn layers(container: &Container) -> impl Iterator<Item = &Layer> {
+    container.layers.get().into_iter().flatten()
 }
 
 impl Loader {
@@ -251,12 +255,15 @@ impl Loader {
                     origin: container.origin.get().into_iter().flatten().map(|(n, _, _)| *n).collect(),
                     own_pid_namespace: container.own_pid_namespace.get().copied().unwrap_or(true),
                     spec: container.spec_text.get().cloned().unwrap_or_default(),
+                    upper: layers(container).map(|l| l.place.clone()).collect(),
+                    on_disk: layers(container).map(|l| l.on_disk).collect(),
                 })
             })
             .collect::<Result<_>>()?;
         order.in_userns = self.config.in_userns;
         let agent = self.spawn_agent()?;
-        let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        let on_disk = come.iter().flat_map(|(c, _)| layers(c)).filter(|l| l.on_disk).map(|l| l.fd.as_fd());
+        let fds: Vec<_> = files.iter().map(AsFd::as_fd).chain(on_disk).collect();
         agent.order(&Order::Restore(order), &fds)?;
         let (report, complete) = agent.restored(|progress| self.work.set_progress(progress))?;
         Ok((agent, report, complete))

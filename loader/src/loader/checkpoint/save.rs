@@ -65,7 +65,7 @@ impl Loader {
         let ends = !order.resume && !order.pre_dump && !dry_run;
         let agent = self.spawn_agent()?;
         let files = files.iter().filter(|_| !dry_run).map(AsFd::as_fd);
-        let layers = containers.iter().flat_map(|c| c.layers.get()).flatten().map(|(_, layer)| layer.as_fd());
+        let layers = containers.iter().flat_map(|c| c.layers.get()).flatten().map(|layer| layer.fd.as_fd());
         let fds: Vec<BorrowedFd<'_>> = files.chain(layers).collect();
         let mut turns = Standstill {
             work: &self.work,
@@ -136,6 +136,7 @@ impl Loader {
             .map(|(pid, _)| *pid)
             .collect();
         execs.sort_unstable();
+        let layers = || container.layers.get().into_iter().flatten();
         Ok(DumpContainer {
             cid: container.cid.clone(),
             name,
@@ -145,7 +146,8 @@ impl Loader {
             origin: container.origin.get().cloned().unwrap_or_default(),
             own_pid_namespace: container.own_pid_namespace.get().copied().unwrap_or(true),
             newest_mount: container.newest_mount.get().copied().unwrap_or(0),
-            upper: container.layers.get().into_iter().flatten().map(|(place, _)| place.clone()).collect(),
+            upper: layers().map(|l| l.place.clone()).collect(),
+            on_disk: layers().map(|l| l.on_disk).collect(),
         })
     }
 }
