@@ -353,4 +353,10 @@ fn a_bad_image_is_refused_by_name_and_leaves_nothing() {
         std::fs::remove_file(bad.join(name)).unwrap();
         assert!(restore(&bad, &[]).contains(name));
     }
+
+    // All of this was about the images: a good one is restored.
+    let id = unique("good");
+    let good = good.to_str().unwrap();
+    state.detached(&["restore", "--detach", "--bundle", saved.bundle.text(), "--image-path", good, &id]);
+    assert_eq!(state.status(&id), "running");
 }
