@@ -48,8 +48,9 @@ impl Kernel {
 
     fn fork(&mut self, by: i32, pid: i32, sibling: bool, exit_signal: i32) -> Checked<()> {
         let maker = self.alive(by)?.clone();
-        if sibling && by == 1 {
-            return Err("EINVAL: CLONE_PARENT by the first process".into());
+        // For PID 1, the kernel refuses it; a sibling of another container's init would be no process of its container.
+        if sibling && maker.parent == 0 {
+            return Err("EINVAL: CLONE_PARENT by a first process".into());
         }
         if self.in_use(pid) {
             return Err(format!("EEXIST: {pid}"));
@@ -87,7 +88,7 @@ impl Kernel {
         self.alive(pid)?;
         self.0.get_mut(&pid).unwrap().zombie = true;
         let mut heir = self.0[&pid].parent;
-        while heir != 0 && !(self.0[&heir].subreaper && !self.0[&heir].zombie) {
+        while heir != 0 && (!self.0[&heir].subreaper || self.0[&heir].zombie) {
             heir = self.0[&heir].parent;
         }
         for task in self.0.values_mut().filter(|t| t.parent == pid) {
