@@ -212,7 +212,9 @@ fn mapping(ctx: &mut Context, target: Target, raw: &RawVma, aio: &mut Vec<AioRin
         refuse(ctx, "shadow stack", format!("mapping {place}: control-flow enforcement (CET) is in use"));
         return Ok(Some(vma));
     }
-    if raw.has(b"um") || raw.has(b"uw") || raw.has(b"ui") {
+    // Since a pre-dump it is us who watch writes; a program that does so as well is known by its descriptor.
+    let watched = raw.has(b"uw") && ctx.order.tracked.is_none();
+    if raw.has(b"um") || watched || raw.has(b"ui") {
         refuse(ctx, "userfaultfd", format!("mapping {place} is registered with a userfaultfd"));
     }
     if name.starts_with("anon_inode:") || name.starts_with("socket:") || raw.has(b"io") || raw.has(b"pf") {
