@@ -128,7 +128,12 @@ impl Tracee {
     /// As [`Tracee::seize`], without `Timeout`.
     pub fn seize_begin(tid: i32, options: Options) -> Result<Seizing> {
         let failed = |e: Error| e.context(format!("trace {}", procfs::describe(tid)));
-        ptrace::seize(tid, ptrace_options(options)).map_err(|e| failed(why_not(tid, e)))?;
+        match ptrace::seize(tid, ptrace_options(options)) {
+            Ok(()) => {}
+            // A tracee made it with CLONE_PTRACE: it is traced from birth.
+            Err(Errno::EPERM) if tracer(tid) == Some(nix::unistd::gettid().as_raw()) => {}
+            Err(e) => return Err(failed(why_not(tid, e))),
+        }
         ptrace::interrupt(tid).map_err(|e| failed(errno(e)))?;
         Ok(Seizing { tid, options, armed: true, thread_bound: PhantomData })
     }
@@ -155,11 +160,18 @@ fn why_not(tid: i32, e: Errno) -> Error {
     if matches!(procfs::state(tid), Some('Z' | 'X')) {
         return Error::new(Kind::InvalidState, "it is a zombie");
     }
-    match procfs::status_field(tid, "TracerPid").and_then(|v| v.parse::<i32>().ok()) {
+    match tracer(tid) {
         Some(tracer) if tracer != 0 => Error::new(
             Kind::InvalidState,
             format!("{} traces it already (a debugger?)", procfs::describe(tracer)),
         ),
-        _ => errno(e),
+        // Processes outside of the sandbox cannot be seen from here.
+        _ => errno(e)
+            .context("somebody outside of the sandbox traces it already (a debugger?), or it is protected"),
     }
+}
+
+/// The thread that traces another one: 0 for none, or one that cannot be seen from here.
+fn tracer(tid: i32) -> Option<i32> {
+    procfs::status_field(tid, "TracerPid")?.parse().ok()
 }

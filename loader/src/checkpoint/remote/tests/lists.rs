@@ -166,3 +166,29 @@ fn frozen_threads_stop_when_they_thaw() {
     let t = &mut stopped.threads[0].1;
     assert_eq!(t.syscall(libc::SYS_getpid, [0; 6]).unwrap(), Ok(pid as u64));
 }
+
+/// A child that is made with CLONE_PTRACE has its parent's tracer from the beginning.
+#[test]
+fn children_that_are_born_traced_are_taken_over() {
+    let code = "import ctypes, os, time\n\
+        call = ctypes.CDLL(None).syscall\n\
+        CLONE_PTRACE, SIGCHLD = 0x2000, 17\n\
+        print('ready')\n\
+        end = time.time() + 100\n\
+        while time.time() < end:\n\
+        \x20   pid = call(56, CLONE_PTRACE | SIGCHLD, 0, 0, 0, 0)\n\
+        \x20   if pid == 0:\n\
+        \x20       time.sleep(0.002)\n\
+        \x20       os._exit(0)\n\
+        \x20   os.waitpid(pid, 0)";
+    let Some(program) = Program::python(code) else { return };
+    let (proc, init) = (proc(), program.pid());
+    let list = || below(&proc, &[init]);
+    let mut children = 0;
+    for _ in 0..100 {
+        let stopped = seize_all(&proc, list, Options::default(), long(), || Ok(())).unwrap();
+        assert!(stopped.failed.is_empty(), "{:?}", stopped.failed);
+        children += stopped.threads.len() - 1;
+    }
+    assert!(children > 0, "no child was met");
+}
