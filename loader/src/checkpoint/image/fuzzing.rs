@@ -1,4 +1,4 @@
-//! What the fuzz target `statefile` in `fuzz/` runs, kept here so that `cargo test` compiles it and replays the corpus.
+//! What the fuzz targets `statefile` and `state` in `fuzz/` run, kept here so that `cargo test` compiles it and replays the corpus.
 //!
 //! Each function takes arbitrary bytes and panics if a rule of the format's implementation is broken.
 #![forbid(unsafe_code)]
@@ -8,6 +8,7 @@
 use super::directory::{self, Form};
 use super::header::Header;
 use super::{Compression, Digest, Metadata, Reader, SECTION_STATE, Writer, WriterOptions, header};
+use crate::checkpoint::state::SandboxState;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -62,6 +63,14 @@ pub fn statefile(data: &[u8]) {
     if let Some(repaired) = repair(data) {
         read(&repaired, None);
     }
+}
+
+/// Reads `data` as the state of a sandbox; what can be read must survive being written, and is checked without a panic.
+pub fn state(data: &[u8]) {
+    let Ok(state) = serde_json::from_slice::<SandboxState>(data) else { return };
+    let text = serde_json::to_vec(&state).unwrap();
+    assert!(serde_json::from_slice::<SandboxState>(&text).unwrap() == state);
+    drop(state.check());
 }
 
 /// Reads everything in a file.

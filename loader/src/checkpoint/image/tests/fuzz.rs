@@ -1,11 +1,15 @@
 //! The fuzz target's code on its corpus and on inputs near it.
-use super::super::fuzzing::{self, seed, statefile};
+use super::super::fuzzing::{self, seed, state, statefile};
 use super::*;
 use proptest::prelude::*;
 use std::path::PathBuf;
 
 fn corpus() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/statefile")
+}
+
+fn images() -> Vec<Vec<u8>> {
+    seeds().into_iter().map(|(_, bytes)| bytes).collect()
 }
 
 fn seeds() -> Vec<(&'static str, Vec<u8>)> {
@@ -45,10 +49,23 @@ fn corpus_replays() {
     assert_ne!(read_all(&repaired, None).unwrap()[2], read_all(&read("lz4"), None).unwrap()[2]);
 }
 
-/// Bytes near a valid image: cut, with bytes changed, or with a piece repeated.
-fn near() -> impl Strategy<Value = Vec<u8>> {
+/// The state of a saved program.
+fn saved_states() -> Vec<Vec<u8>> {
+    let dir = corpus().with_file_name("state");
+    std::fs::read_dir(dir).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect()
+}
+
+#[test]
+fn saved_states_are_read() {
+    for text in saved_states() {
+        state(&text);
+        serde_json::from_slice::<crate::checkpoint::state::SandboxState>(&text).unwrap().check().unwrap();
+    }
+}
+
+/// Bytes near a valid input: cut, with bytes changed, or with a piece repeated.
+fn near(seeds: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..6u8), 0..6);
-    let seeds: Vec<Vec<u8>> = seeds().into_iter().map(|(_, bytes)| bytes).collect();
     (prop::sample::select(seeds), changes).prop_map(|(mut bytes, changes)| {
         for (at, value, how) in changes {
             if bytes.is_empty() {
@@ -70,8 +87,25 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn arbitrary_statefiles(data in prop_oneof![4 => near(), 1 => any::<Vec<u8>>()]) {
+    fn arbitrary_statefiles(data in prop_oneof![4 => near(images()), 1 => any::<Vec<u8>>()]) {
         statefile(&data);
+    }
+
+    #[test]
+    fn arbitrary_states(data in near(saved_states())) {
+        state(&data);
+    }
+
+    /// Digits become other digits: the text stays JSON, and what it says changes.
+    #[test]
+    fn states_with_other_numbers(changes in prop::collection::vec((any::<prop::sample::Index>(), b'0'..=b'9'), 1..20)) {
+        for mut text in saved_states() {
+            let digits: Vec<usize> = (0..text.len()).filter(|at| text[*at].is_ascii_digit()).collect();
+            for (at, digit) in &changes {
+                text[digits[at.index(digits.len())]] = *digit;
+            }
+            state(&text);
+        }
     }
 
     #[test]
