@@ -5,15 +5,18 @@
 
 use airlock_tests::revive::{Way, revive, row_bundle};
 use airlock_tests::{need, workspace};
+use serde_json::Value;
 
-/// One test for each program of `tests/rows`.
+/// One test for each program of `tests/rows`; some need what their column says.
 macro_rules! rows {
-    ($($name:ident),* $(,)?) => {
+    ($($name:ident $(: $edit:expr)?),* $(,)?) => {
         $(
             #[test]
             fn $name() {
                 need!("gcc", "busybox");
-                revive(&row_bundle(stringify!($name), &[], |_| {}), &Way::ALL);
+                let edits: &[fn(&mut Value)] = &[$($edit)?];
+                let edit = |config: &mut Value| edits.iter().for_each(|edit| edit(config));
+                revive(&row_bundle(stringify!($name), &[], edit), &Way::ALL);
             }
         )*
 
@@ -32,4 +35,36 @@ macro_rules! rows {
     };
 }
 
-rows!(counter);
+/// Lets the program do what root may do in its namespaces.
+fn privileged(config: &mut Value) {
+    let all = [
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "FOWNER",
+        "FSETID",
+        "IPC_OWNER",
+        "KILL",
+        "MKNOD",
+        "NET_ADMIN",
+        "NET_RAW",
+        "SETGID",
+        "SETUID",
+        "SYS_ADMIN",
+        "SYS_RESOURCE",
+    ];
+    let all: Vec<String> = all.iter().map(|c| format!("CAP_{c}")).collect();
+    for set in ["bounding", "effective", "permitted"] {
+        config["process"]["capabilities"][set] = all.clone().into();
+    }
+}
+
+rows!(
+    clocks,
+    counter,
+    generation,
+    mounts: privileged,
+    netlink: privileged,
+    tcp,
+    tmpfs: privileged,
+    udp,
+);

@@ -154,7 +154,8 @@ impl Applier<'_> {
         if place.status()?.is_some() {
             self.set_owner(&place, entry)?;
             if !matches!(entry.kind, EntryKind::Symlink { .. }) {
-                let flags = nix::sys::stat::FchmodatFlags::NoFollowSymlink;
+                // It is none, and nobody is there who could exchange it: the programs do not run yet.
+                let flags = nix::sys::stat::FchmodatFlags::FollowSymlink;
                 let set = nix::sys::stat::fchmodat(&place.dir, place.name(), mode_of(entry), flags);
                 self.minor(entry, set, "its permissions")?;
             }
