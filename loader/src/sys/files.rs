@@ -87,6 +87,15 @@ pub fn ioctl_set(fd: BorrowedFd<'_>, request: u64, value: i32) -> Result<()> {
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), request as _, &raw const value) }).map(drop)
 }
 
+/// An ioctl(2) that reads one byte.
+///
+/// # Errors
+/// As [`ioctl_get`].
+pub fn ioctl_set_byte(fd: BorrowedFd<'_>, request: u64, value: u8) -> Result<()> {
+    // SAFETY: only used with requests that read a char.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), request as _, &raw const value) }).map(drop)
+}
+
 /// An ioctl(2) whose argument is a plain number (or none).
 ///
 /// # Errors
@@ -161,6 +170,8 @@ pub const TIOCPKT: u64 = 0x5420;
 pub const TIOCGEXCL: u64 = 0x8004_5440;
 /// `TIOCEXCL`.
 pub const TIOCEXCL: u64 = 0x540c;
+/// `TIOCSTI`: input, byte by byte.
+pub const TIOCSTI: u64 = 0x5412;
 /// `TIOCGSID`: session of a terminal.
 pub const TIOCGSID: u64 = 0x5429;
 /// `TIOCGPGRP`: foreground process group.

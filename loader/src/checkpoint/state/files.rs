@@ -160,7 +160,7 @@ pub enum FileKind {
     },
     /// inotify_init(2).
     Inotify {
-        /// Watches: (descriptor number, path, mask).
+        /// Watches: (descriptor number, path, mask). `#n` for a path: open file n of the image, which has none.
         watches: Vec<(i32, String, u32)>,
         /// Bytes of events that were not read; they are lost.
         #[serde(default)]

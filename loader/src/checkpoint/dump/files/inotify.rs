@@ -70,6 +70,7 @@ impl Collector<'_> {
     fn found_path(&mut self, who: Later, wanted: &Wanted, path: Option<String>) {
         match who {
             Later::Watch(index, slot) => {
+                let path = path.or_else(|| self.nameless(wanted));
                 let missing = path.is_none();
                 if let FileKind::Inotify { watches, .. } = &mut self.state(index).kind
                     && let Some(watch) = watches.get_mut(slot)
@@ -77,14 +78,14 @@ impl Collector<'_> {
                     watch.1 = path.unwrap_or_default();
                 }
                 if missing {
+                    let (major, minor) =
+                        (nix::sys::stat::major(wanted.dev), nix::sys::stat::minor(wanted.dev));
                     self.refuse(
                         index,
                         "inotify watch",
                         format!(
-                            "no path was found for inode {} of device {}:{}, which it watches (a removed file?)",
-                            wanted.ino,
-                            nix::sys::stat::major(wanted.dev),
-                            nix::sys::stat::minor(wanted.dev)
+                            "no path was found for inode {} of device {major}:{minor}, which it watches",
+                            wanted.ino
                         ),
                     );
                 }
@@ -101,5 +102,13 @@ impl Collector<'_> {
                 }
             }
         }
+    }
+
+    /// A file that was removed, and that somebody still has open: by its number in the image.
+    fn nameless(&self, wanted: &Wanted) -> Option<String> {
+        let same = |f: &&super::Found| {
+            f.raw.info.ino == Some(wanted.ino) && f.raw.stat.st_dev == wanted.dev && f.raw.stat.st_nlink == 0
+        };
+        self.found.iter().find(same).map(|f| format!("#{}", f.id))
     }
 }

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod anon;
+mod drain;
 mod epoll;
 mod external;
 pub mod fdinfo;
@@ -21,6 +22,8 @@ mod scan;
 mod search;
 mod tty;
 mod unix;
+
+pub use drain::drain;
 
 use super::context::Context;
 use super::net::Sockets;

@@ -22,6 +22,8 @@ mod tty;
 mod unix;
 mod watch;
 
+pub(crate) use tty::fill as fill_terminal;
+
 use super::context::Context;
 use super::net::Sockets;
 use crate::checkpoint::inside;

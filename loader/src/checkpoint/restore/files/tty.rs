@@ -9,10 +9,12 @@ use crate::sys::{files as call, ptmx};
 use airlock_wire::error::{Error, Result};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{fchown, write};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// Both ends of a pty, kept until the programs go on.
 #[derive(Debug)]
@@ -150,9 +152,8 @@ impl Files {
                     continue;
                 }
                 closed |= *slave_closed;
-                if !input.is_empty() {
-                    let slave = pair.slave.as_ref().map(AsFd::as_fd);
-                    fill(pair.master.as_fd(), slave, *master, input)
+                if let Some(slave) = pair.slave.as_ref().filter(|_| !input.is_empty()) {
+                    fill(pair.master.as_fd(), slave.as_fd(), *master, input)
                         .map_err(|e| Error::from(e).context(format!("what waited in terminal {index}")))?;
                 }
             }
@@ -310,9 +311,12 @@ fn plain(termios: &[u8; 44]) -> [u8; 44] {
 }
 
 /// Writes `data` into a pty for its master to read (`to_master`), or for its slave.
-pub(crate) fn fill(
+///
+/// # Errors
+/// The kernel's; `EAGAIN` when there is no room.
+pub fn fill(
     master: BorrowedFd<'_>,
-    slave: Option<BorrowedFd<'_>>,
+    slave: BorrowedFd<'_>,
     to_master: bool,
     data: &[u8],
 ) -> std::result::Result<(), Errno> {
@@ -323,24 +327,57 @@ pub(crate) fn fill(
         call::ioctl_set(master, call::TIOCPKT, 0)?;
     }
     call::ioctl_set_bytes(master, call::SET_TERMIOS, &plain(&termios))?;
-    let end = if to_master { slave.ok_or(Errno::EIO)? } else { master };
-    let mut rest = data;
-    let mut result = Ok(());
-    while !rest.is_empty() {
-        match write(end, rest) {
-            Ok(n) => rest = rest.get(n..).unwrap_or_default(),
-            Err(Errno::EINTR) => {}
-            Err(e) => {
-                result = Err(e);
-                break;
-            }
-        }
-    }
+    let result = if to_master { write_all(slave, data) } else { type_in(master, slave, data) };
     call::ioctl_set_bytes(master, call::SET_TERMIOS, &termios)?;
     if packet != 0 {
         call::ioctl_set(master, call::TIOCPKT, packet)?;
     }
     result
+}
+
+/// Puts input into a slave, and waits until it is there: what the kernel still has on the way is treated by the settings
+/// of the moment in which it arrives.
+fn type_in(master: BorrowedFd<'_>, slave: BorrowedFd<'_>, data: &[u8]) -> std::result::Result<(), Errno> {
+    let mut rest = data;
+    while let Some((byte, tail)) = rest.split_first() {
+        // CAP_SYS_ADMIN in the initial user namespace.
+        match call::ioctl_set_byte(slave, call::TIOCSTI, *byte) {
+            Ok(()) => rest = tail,
+            Err(Errno::EPERM | Errno::EIO) if rest.len() == data.len() => break,
+            Err(e) => return Err(e),
+        }
+    }
+    if rest.is_empty() {
+        return Ok(());
+    }
+    let lines = data.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    write_all(master, data)?;
+    let deadline = Instant::now() + PATIENCE;
+    while call::ioctl_get(slave, call::FIONREAD)? < lines as i32 && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    // To ask for input where there is none makes the kernel bring what is on its way.
+    poll(&mut [PollFd::new(slave, PollFlags::POLLIN)], PollTimeout::ZERO)?;
+    if lines > 0 && lines < data.len() {
+        // Nothing tells when the half line behind whole ones is there.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// How long the kernel may take to move a few kilobytes.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+fn write_all(end: BorrowedFd<'_>, data: &[u8]) -> std::result::Result<(), Errno> {
+    let mut rest = data;
+    while !rest.is_empty() {
+        match write(end, rest) {
+            Ok(n) => rest = rest.get(n..).unwrap_or_default(),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
