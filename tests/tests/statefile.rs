@@ -319,7 +319,12 @@ fn a_bad_image_is_refused_by_name_and_leaves_nothing() {
     with(STATEFILE, &half, "the statefile is truncated");
     with(STATEFILE, &|bytes| bytes[12] |= 1, "the statefile is incomplete");
     with(STATEFILE, &|bytes| bytes[8] = 9, "the statefile has format 9.0");
-    with(STATEFILE, &|bytes| bytes[200] ^= 1, "section \"state\"");
+    with(STATEFILE, &|bytes| bytes[200] ^= 1, "do not match their checksum");
+    let in_state = |bytes: &mut Vec<u8>| {
+        let at = bytes.windows(13).position(|word| word == b"{\"containers\"").unwrap();
+        bytes[at] ^= 1;
+    };
+    with(STATEFILE, &in_state, "section \"state\"");
     with(STATEFILE, &|bytes| *bytes.last_mut().unwrap() ^= 1, "checksum of header, metadata and directory");
     with(STATEFILE, &|bytes| bytes.extend(b"more"), "4 bytes after its end");
     with(STATEFILE, &|bytes| *bytes = b"gVisorSF\0\0\0\0\0\0\0\x02{}".to_vec(), "statefile of gVisor");
@@ -359,4 +364,39 @@ fn a_bad_image_is_refused_by_name_and_leaves_nothing() {
     let good = good.to_str().unwrap();
     state.detached(&["restore", "--detach", "--bundle", saved.bundle.text(), "--image-path", good, &id]);
     assert_eq!(state.status(&id), "running");
+}
+
+#[test]
+fn an_image_upon_another_is_checked_with_it() {
+    need!("busybox");
+    let saved = Saved::new(&["sh", "-c", "while :; do sleep 1; done"]);
+    let base = saved.image("base", &["--pre-dump"]);
+    let other = saved.image("other", &["--pre-dump"]);
+    std::fs::create_dir(saved.dir.path().join("top")).unwrap();
+    let top = saved.image("top", &["--parent-path", "../base"]);
+    let top = top.to_str().unwrap();
+    let shown = |image: &str| json(&saved.statefile(&["show", "-f", "json", image]).1)["metadata"].clone();
+    let (below, above) = (shown(base.to_str().unwrap()), shown(top));
+    assert_eq!(above["parents"][0]["generation"], below["generation"]);
+    assert_eq!(above["parents"][0]["index"], below["pages"]["index"]);
+    assert!(above["pages"]["count"].as_u64() < below["pages"]["count"].as_u64());
+    // All pages count, wherever they are stored.
+    let stored = json(&saved.statefile(&["ps", "-f", "json", top]).1)[0]["stored"].as_u64().unwrap();
+    assert!(stored > above["pages"]["size"].as_u64().unwrap(), "{stored} {above}");
+    let (status, text) = saved.statefile(&["verify", top]);
+    assert!(status == 0 && !text.contains("not checked"), "{text}");
+
+    let pages = std::fs::read(base.join(PAGES)).unwrap();
+    let mut bad = pages.clone();
+    bad.iter_mut().for_each(|byte| *byte ^= 1);
+    std::fs::write(base.join(PAGES), &bad).unwrap();
+    let (status, text) = saved.statefile(&["verify", top]);
+    assert!(status == 1 && text.contains("does not have its checksum"), "{text}");
+    std::fs::write(base.join(PAGES), &pages).unwrap();
+    std::fs::copy(other.join(PAGES_META), base.join(PAGES_META)).unwrap();
+    let (status, text) = saved.statefile(&["verify", top]);
+    assert!(status == 1 && text.contains("the page index of the image 1 below"), "{text}");
+    std::fs::remove_dir_all(&base).unwrap();
+    let (status, text) = saved.statefile(&["verify", top]);
+    assert!(status == 0 && text.contains("not checked") && text.contains("builds upon"), "{status} {text}");
 }

@@ -209,31 +209,32 @@ impl Reader {
         }
     }
 
-    /// Checks that page indexes that come in files of their own are the ones that belong to the image: its own, and then
-    /// those of the images that it builds upon, the nearest first. Only then a seal speaks for the pages.
+    /// Checks that a page index that comes in a file of its own is the one that belongs to the image. Only then a seal
+    /// speaks for the pages.
+    ///
+    /// # Errors
+    /// It is another image's or was altered; the image has none in a file.
+    pub fn check_index(&self, bytes: &[u8]) -> Result<()> {
+        let known = self.metadata.pages.index.as_ref().ok_or_else(|| {
+            ImageError::damaged("the statefile does not say which page index belongs to it")
+        })?;
+        known.check(bytes, "the page index")
+    }
+
+    /// [`Self::check_index`] for the page indexes of the images that this one builds upon, the nearest first.
     ///
     /// # Errors
     /// One is another image's or was altered; there are more or fewer than the metadata says.
-    pub fn check_indexes(&self, own: Option<&[u8]>, parents: &[&[u8]]) -> Result<()> {
-        match (&self.metadata.pages.index, own) {
-            (Some(identity), Some(bytes)) => identity.check(bytes, "the page index")?,
-            (None, None) => {}
-            (Some(_), None) => {
-                return Err(ImageError::Misuse("the image's page index was not given".to_owned()));
-            }
-            (None, Some(_)) => {
-                return Err(ImageError::damaged("the statefile does not say which page index belongs to it"));
-            }
-        }
+    pub fn check_parents(&self, indexes: &[&[u8]]) -> Result<()> {
         let known = &self.metadata.parents;
-        if known.len() != parents.len() {
+        if known.len() != indexes.len() {
             return Err(ImageError::damaged(format!(
                 "the image builds upon {} others, and {} were given",
                 known.len(),
-                parents.len()
+                indexes.len()
             )));
         }
-        for (i, (parent, bytes)) in known.iter().zip(parents).enumerate() {
+        for (i, (parent, bytes)) in known.iter().zip(indexes).enumerate() {
             let what =
                 format!("the page index of the image {} below (generation {})", i + 1, parent.generation);
             parent.index.check(bytes, &what)?;

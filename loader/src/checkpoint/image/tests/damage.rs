@@ -122,13 +122,9 @@ fn the_page_index_is_checked() {
     assert_eq!(wrong(b"index2"), ["page index"]);
     // Without the file it cannot be known, which is said.
     assert!(reader.verify(None, &|_| {}).iter().any(|finding| finding.how.contains("not there")));
-    reader.check_indexes(Some(b"index"), &[]).unwrap();
-    assert!(text(reader.check_indexes(Some(b"Index"), &[])).contains("the page index is not the one"));
-    assert!(text(reader.check_indexes(None, &[])).contains("was not given"));
-    assert!(
-        text(reader.check_indexes(Some(b"index"), &[b"x"]))
-            .contains("builds upon 0 others, and 1 were given")
-    );
+    reader.check_index(b"index").unwrap();
+    assert!(text(reader.check_index(b"Index")).contains("the page index is not the one"));
+    assert!(text(reader.check_parents(&[b"x"])).contains("builds upon 0 others, and 1 were given"));
     let identity = FileIdentity::of(&file(b"index"), "the index").unwrap();
     identity.check(b"index", "the index").unwrap();
     assert!(text(identity.check(b"inde", "the index")).contains("the index has 4 bytes instead of 5"));
@@ -142,11 +138,11 @@ fn the_indexes_of_images_below_are_checked() {
     let parents = vec![parent(b"one"), parent(b"two")];
     writer.finish(Metadata { parents, ..Metadata::default() }).unwrap();
     let reader = open(&image, Some(KEY)).unwrap();
-    reader.check_indexes(None, &[b"one", b"two"]).unwrap();
-    assert!(text(reader.check_indexes(None, &[b"two", b"one"])).contains("the image 1 below"));
-    assert!(text(reader.check_indexes(None, &[b"one", b"twO"])).contains("the image 2 below"));
-    assert!(text(reader.check_indexes(None, &[b"one"])).contains("upon 2 others"));
-    assert!(text(reader.check_indexes(Some(b"x"), &[b"one", b"two"])).contains("does not say which"));
+    reader.check_parents(&[b"one", b"two"]).unwrap();
+    assert!(text(reader.check_parents(&[b"two", b"one"])).contains("the image 1 below"));
+    assert!(text(reader.check_parents(&[b"one", b"twO"])).contains("the image 2 below"));
+    assert!(text(reader.check_parents(&[b"one"])).contains("upon 2 others"));
+    assert!(text(reader.check_index(b"x")).contains("does not say which"));
 }
 
 #[test]

@@ -74,10 +74,17 @@ impl Opened {
     }
 
     fn read_index(&self) -> Result<Option<Index>> {
+        match self.index_bytes()? {
+            Some(bytes) => Index::decode(&bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn index_bytes(&self) -> Result<Option<Vec<u8>>> {
         let info = &self.reader.metadata().pages;
-        let bytes = match info.location {
-            PagesIn::Nowhere => return Ok(None),
-            PagesIn::Statefile => self.reader.read(SECTION_PAGES_INDEX, INDEX_MAX)?,
+        Ok(match info.location {
+            PagesIn::Nowhere => None,
+            PagesIn::Statefile => Some(self.reader.read(SECTION_PAGES_INDEX, INDEX_MAX)?),
             PagesIn::Files => {
                 let Some(file) = self.beside(PAGES_META)? else { return Ok(None) };
                 let name = self.dir.join(PAGES_META);
@@ -85,10 +92,9 @@ impl Opened {
                 if let Some(identity) = &info.index {
                     identity.check(&bytes, &name.display().to_string())?;
                 }
-                bytes
+                Some(bytes)
             }
-        };
-        Index::decode(&bytes).map(Some)
+        })
     }
 
     /// The image with those that it builds upon, so that its pages can be read. `None` as for [`Self::index`].
@@ -104,10 +110,14 @@ impl Opened {
             images.push(pages::Image { index, file, base: 0 });
         }
         if images.iter().any(|image| image.index.parent.is_some()) {
+            let mut indexes = Vec::new();
             for [meta, data] in Image::open(&self.dir)?.parents {
                 let bytes = read_file(File::from(meta), &self.dir.join("parent"))?;
                 images.push(pages::Image { index: Index::decode(&bytes)?, file: File::from(data), base: 0 });
+                indexes.push(bytes);
             }
+            let parents: Vec<&[u8]> = indexes.iter().map(Vec::as_slice).collect();
+            self.reader.check_parents(&parents)?;
         }
         Chain::new(images).map(Some).map_err(|e| e.context(self.path.display()))
     }
