@@ -68,6 +68,16 @@ pub fn sched_setattr(tid: i32, attr: SchedAttr, clamps: Option<[u32; 2]>) -> Res
     Errno::result(unsafe { libc::syscall(libc::SYS_sched_setattr, tid, &raw const all, 0) }).map(drop)
 }
 
+/// Nice value of a thread (getpriority(2)).
+///
+/// # Errors
+/// `ESRCH`.
+pub fn nice(tid: i32) -> Result<i32> {
+    // SAFETY: no pointers are passed; the raw call, which answers 20 - nice, so that errors can be told.
+    let value = unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, tid) };
+    Errno::result(value).map(|v| 20 - v as i32)
+}
+
 /// Numbers of the CPUs that a thread may run on, ascending (sched_getaffinity(2)).
 ///
 /// # Errors
@@ -181,6 +191,7 @@ mod tests {
         assert_eq!((attr.policy, attr.size), (0, 56));
         sched_setattr(0, attr, None).unwrap();
         assert!(clamps == [0, 0] || clamps[1] > 0);
+        assert_eq!(nice(0).unwrap(), attr.nice);
         set_ioprio(0, 2 << 13 | 5).unwrap();
         assert_eq!(ioprio(0).unwrap(), 2 << 13 | 5);
         let (head, len) = robust_list(0).unwrap();

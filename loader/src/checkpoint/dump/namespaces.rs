@@ -1,7 +1,7 @@
 //! In which namespaces the tasks are: those of their container, or they cannot be saved.
 #![forbid(unsafe_code)]
 
-use super::context::Context;
+use super::context::{Context, Proc};
 use super::status::Status;
 use crate::checkpoint::state::Id;
 use crate::procfs::ProcFs;
@@ -40,7 +40,7 @@ pub fn check(ctx: &mut Context) -> Result<()> {
         .map(|c| {
             let init = ctx.procs.iter().find(|p| p.pid == c.init);
             let depth = init.and_then(|p| p.statuses.first()).map_or(0, Status::depth);
-            (links(&ctx.procfs, c.init), depth)
+            (links(&ctx.procfs, init.map_or(c.init, Proc::task)), depth)
         })
         .collect();
     let own_user = readlinkat(ctx.procfs.root(), "self/ns/user").map(|l| l.to_string_lossy().into_owned());
@@ -52,6 +52,11 @@ pub fn check(ctx: &mut Context) -> Result<()> {
         let depth = proc.statuses.first().map_or(0, Status::depth);
         let tids: Vec<i32> = proc.threads.iter().map(|t| t.tid()).collect();
         let mut wrong: Vec<(&str, String)> = Vec::new();
+        if as_init.is_some() && proc.leader_gone {
+            // Through it, everybody finds the container's namespaces and root directory.
+            let what = "the first thread of the container's first process has ended while others live on";
+            wrong.push(("ended first thread", what.to_owned()));
+        }
         let mut container = inherited;
         for (n, tid) in tids.iter().enumerate() {
             let own = links(&ctx.procfs, *tid);

@@ -69,7 +69,8 @@ pub fn outside(tid: i32, thread: &mut ThreadState) -> Result<()> {
     thread.sched = Sched {
         policy: attr.policy,
         flags: attr.flags,
-        nice: attr.nice,
+        // sched_getattr(2) does not tell it of real-time threads, which have one for later.
+        nice: task::nice(tid).unwrap_or(attr.nice),
         priority: attr.priority,
         deadline,
         affinity: task::affinity(tid).map_err(|e| failed("reading the CPUs", e))?,

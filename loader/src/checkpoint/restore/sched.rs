@@ -75,15 +75,23 @@ fn policy(tid: i32, saved: &Sched, bounds: &Bounds) -> Option<String> {
         deadline: if deadline { saved.deadline.1 } else { 0 },
         period: if deadline { saved.deadline.2 } else { 0 },
     };
-    let same = (now.policy, now.flags & FLAGS, now.nice, now.priority)
-        == (attr.policy, flags, attr.nice, attr.priority);
+    let nice = task::nice(tid).unwrap_or(now.nice);
+    let same =
+        (now.policy, now.flags & FLAGS, nice, now.priority) == (attr.policy, flags, attr.nice, attr.priority);
     if same && saved.deadline == (0, 0, 0) {
         return None;
     }
-    let more = (real_time(saved.policy) && !real_time(now.policy)) || saved.nice < now.nice;
+    let more = (real_time(saved.policy) && !real_time(now.policy)) || saved.nice < nice;
     let may = !more || bounds.has(CAP_SYS_NICE) || limits_allow(tid);
     let clamps = (flags & (UTIL_CLAMP_MIN | UTIL_CLAMP_MAX) != 0).then_some([least, most]);
-    let set = if may { task::sched_setattr(tid, attr, clamps) } else { Err(Errno::EPERM) };
+    let set = || {
+        if nice != saved.nice && (real_time(saved.policy) || saved.policy == SCHED_IDLE) {
+            // These policies leave the nice value alone.
+            task::sched_setattr(tid, SchedAttr { nice: saved.nice, ..SchedAttr::default() }, None)?;
+        }
+        task::sched_setattr(tid, attr, clamps)
+    };
+    let set = if may { set() } else { Err(Errno::EPERM) };
     let e = set.err()?;
     Some(format!(
         "scheduling policy {} with priority {} and nice value {} cannot be set: {e}",

@@ -45,17 +45,12 @@ pub fn make_threads(ctx: &mut Context, index: usize) -> Result<()> {
     let region = proc.region;
     let mut unlike = false;
     for (n, saved) in state.threads.iter().enumerate().skip(proc.threads.len().max(1)) {
-        // The leader, if it has ended, says nothing of what is shared.
-        let others = || state.threads.iter().enumerate().take(n).skip(usize::from(state.leader_gone));
+        let others = || state.threads.iter().enumerate().take(n);
         let files = |t: &ThreadState| t.fd_table == saved.fd_table;
         let fs = |t: &ThreadState| t.fs == saved.fs;
         let twin =
             others().find(|(_, t)| files(t) && fs(t)).or_else(|| others().find(|(_, t)| files(t) || fs(t)));
-        let first = state.leader_gone && n == 1;
-        let (maker, shares_files, shares_fs) = match twin {
-            Some((maker, t)) => (maker, files(t), fs(t)),
-            None => (0, first, first),
-        };
+        let (maker, shares_files, shares_fs) = twin.map_or((0, false, false), |(n, t)| (n, files(t), fs(t)));
         // Nobody can share one with one thread and another with another, unless it was unshared in that order.
         unlike |= others().any(|(_, t)| (files(t) && !shares_files) || (fs(t) && !shares_fs));
         let mut flags = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;

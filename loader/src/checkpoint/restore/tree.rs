@@ -25,6 +25,12 @@ const RSEQ_FLAG_UNREGISTER: u64 = 1;
 /// processes; the image contradicts itself.
 pub fn create(ctx: &mut Context) -> Result<()> {
     ctx.procs = std::iter::repeat_with(|| None).take(ctx.state.processes.len()).collect();
+    for process in ctx.state.processes.iter_mut().filter(|p| p.leader_gone) {
+        // A first thread that has ended has no descriptors and directories; until then it shares those of the next.
+        if let [first, second, ..] = process.threads.as_mut_slice() {
+            (first.fd_table, first.fs) = (second.fd_table, second.fs);
+        }
+    }
     // Containers by pid namespace: those without one of their own are in the root container's.
     let mut groups: BTreeMap<Option<Id>, Vec<Id>> = BTreeMap::new();
     for container in &ctx.order.containers {
