@@ -58,13 +58,38 @@ fn privileged(config: &mut Value) {
     }
 }
 
+/// Lets the program become other users, and lets new programs become more than it is.
+fn identities(config: &mut Value) {
+    let all = ["CHOWN", "KILL", "NET_BIND_SERVICE", "SETGID", "SETPCAP", "SETUID"].map(|c| format!("CAP_{c}"));
+    for set in ["bounding", "effective", "permitted"] {
+        config["process"]["capabilities"][set] = all.to_vec().into();
+    }
+    config["process"]["noNewPrivileges"] = false.into();
+}
+
 rows!(
+    altstack,
     clocks,
     counter,
+    creds: identities,
     generation,
+    headless,
+    interrupted,
     mounts: privileged,
     netlink: privileged,
+    process,
+    robust,
+    rseq,
+    sched,
+    seccomp,
+    sessions,
+    sharing,
+    signals,
+    stopped,
     tcp,
+    threads,
+    timers,
     tmpfs: privileged,
     udp,
+    zombies,
 );
