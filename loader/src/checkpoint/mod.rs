@@ -11,6 +11,7 @@ pub mod dump;
 pub mod image;
 pub mod inet;
 pub mod inside;
+pub mod ipc;
 pub mod machine;
 pub mod mountinfo;
 pub mod order;

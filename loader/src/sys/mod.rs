@@ -4,6 +4,7 @@ pub mod backtrace;
 pub mod bpf;
 pub mod files;
 pub mod idmap;
+pub mod ipc;
 pub mod loopdev;
 pub mod misc;
 pub mod mount;

@@ -8,6 +8,7 @@ pub mod context;
 pub mod creds;
 pub mod files;
 pub mod fs;
+pub mod ipc;
 pub mod mm;
 pub mod namespaces;
 pub mod net;
@@ -31,6 +32,7 @@ use crate::procfs::ProcFs;
 use airlock_wire::error::{Error, Result};
 use context::Context;
 use fs::Filesystems;
+use ipc::Ipc;
 use net::Sockets;
 use std::os::fd::OwnedFd;
 use write::{Image, Output};
@@ -72,6 +74,8 @@ fn save(
     watch.step("connections");
     let filesystems = Filesystems::collect(ctx)?;
     watch.step("mounts");
+    let ipc = Ipc::collect(ctx)?;
+    watch.step("ipc");
     if !ctx.refusals.is_empty() {
         link.send(&Event::Refused(std::mem::take(&mut ctx.refusals)))?;
         return Ok(false);
@@ -89,6 +93,7 @@ fn save(
         return Ok(false);
     };
     sockets.settle(ctx);
+    ipc.settle(ctx)?;
     let image = Image::begin(link, ctx, output, &filesystems, watch)?;
     let mut pause_us = None;
     if ctx.order.resume && image.may_resume() {

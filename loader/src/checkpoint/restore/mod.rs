@@ -10,6 +10,7 @@ pub mod context;
 pub mod creds;
 pub mod files;
 pub mod fs;
+pub mod ipc;
 pub mod mm;
 pub mod net;
 pub mod plan;
@@ -65,10 +66,12 @@ pub fn run(link: &Link, procfs: ProcFs, order: RestoreOrder, mut fds: Vec<OwnedF
     watch.step("take over");
     fs::restore(&mut ctx, &source.reader, layers)?;
     watch.step("filesystems");
+    let mut pages = ipc::create(&mut ctx, &source)?;
+    watch.step("ipc");
     let sockets = Sockets::make(&mut ctx)?;
     let mut files = Files::open(&mut ctx, &sockets)?;
     watch.step("files");
-    let mut pages = shmems::create(&mut ctx, &source)?;
+    pages += shmems::create(&mut ctx, &source)?;
     watch.step("shared memory");
     tree::create(&mut ctx)?;
     files.complete(&mut ctx)?;
@@ -78,6 +81,7 @@ pub fn run(link: &Link, procfs: ProcFs, order: RestoreOrder, mut fds: Vec<OwnedF
     // Even setting a thread up touches memory.
     let monitor = if waiting.is_empty() { None } else { Some(follow(link, source, waiting)?) };
     watch.step("memory");
+    ipc::undo(&mut ctx)?;
     for index in 0..ctx.procs.len() {
         task::make_threads(&mut ctx, index)?;
     }
@@ -86,6 +90,7 @@ pub fn run(link: &Link, procfs: ProcFs, order: RestoreOrder, mut fds: Vec<OwnedF
     task::complete(&mut ctx)?;
     files.finish(&mut ctx)?;
     shmems::seal(&ctx)?;
+    ipc::finish(&ctx)?;
     sockets.finish(&mut ctx)?;
     watch.step("threads");
     fs::announce(&ctx);

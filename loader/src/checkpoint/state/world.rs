@@ -124,6 +124,10 @@ pub struct IpcState {
     pub semaphores: Vec<IpcSemaphores>,
     /// Message queues.
     pub queues: Vec<IpcQueue>,
+    /// POSIX message queues.
+    pub posix_queues: Vec<PosixQueue>,
+    /// Limits of the IPC namespaces: container whose it is, name (sysctl), value.
+    pub limits: Vec<(Id, String, String)>,
 }
 
 /// Ownership common to SysV objects.
@@ -178,6 +182,26 @@ pub struct IpcQueue {
     pub max_bytes: u64,
     /// Messages: type and data.
     pub messages: Vec<(i64, Bytes)>,
+}
+
+/// A POSIX message queue (mq_overview(7)).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PosixQueue {
+    /// Container whose IPC namespace it is in.
+    pub container: Id,
+    /// Name, without a slash.
+    pub name: Bytes,
+    /// Permissions.
+    pub mode: u32,
+    /// Owner.
+    pub owner: (u32, u32),
+    /// Messages it may hold.
+    pub max_messages: i64,
+    /// Longest message, bytes.
+    pub message_size: i64,
+    /// Messages, in the order in which they are received: priority and data.
+    pub messages: Vec<(u32, Bytes)>,
 }
 
 /// A network namespace.

@@ -20,6 +20,8 @@ mod tcp;
 mod udp;
 mod waiting;
 
+pub(crate) use network::{makes_namespace, namespace_inode};
+
 use super::context::Context;
 use crate::checkpoint::inet::options::{self, Reference};
 use crate::checkpoint::inet::repair;
