@@ -12,7 +12,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Link in an image directory to that of the image that it builds upon, as CRIU has it.
 pub const PARENT: &str = "parent";
@@ -212,8 +212,20 @@ fn open_file(path: &Path) -> Result<OwnedFd> {
 }
 
 /// Where `--parent-path` leads: as seen from the image's directory, as in runc and CRIU, unless it is absolute.
+///
+/// The image's directory may not be there yet, so `..` is taken off its name rather than looked up.
 pub fn parent_dir(image: &Path, parent: &Path) -> PathBuf {
-    image.join(parent)
+    let mut dir = image.to_owned();
+    for part in parent.components() {
+        match part {
+            Component::ParentDir if !dir.exists() && dir.file_name().is_some() => {
+                dir.pop();
+            }
+            Component::CurDir => {}
+            part => dir.push(part),
+        }
+    }
+    if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir }
 }
 
 #[cfg(test)]

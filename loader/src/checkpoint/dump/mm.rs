@@ -215,7 +215,8 @@ fn mapping(ctx: &mut Context, target: Target, raw: &RawVma, aio: &mut Vec<AioRin
     // Since a pre-dump it is us who watch writes; a program that does so as well is known by its descriptor.
     let watched = raw.has(b"uw") && ctx.order.tracked.is_none();
     if raw.has(b"um") || watched || raw.has(b"ui") {
-        refuse(ctx, "userfaultfd", format!("mapping {place} is registered with a userfaultfd"));
+        let what = "it watches faults of its own memory, and who answers them would not know of the restore";
+        refuse(ctx, "userfaultfd", what.to_owned());
     }
     if name.starts_with("anon_inode:") || name.starts_with("socket:") || raw.has(b"io") || raw.has(b"pf") {
         let kind = if name.contains("io_uring") { "io_uring" } else { "device mapping" };

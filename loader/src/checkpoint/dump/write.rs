@@ -2,8 +2,8 @@
 //! the end is missed by its absence.
 #![forbid(unsafe_code)]
 
-use super::fs::Filesystems;
 use super::context::{Context, Extent};
+use super::fs::Filesystems;
 use crate::checkpoint::agent::{Link, next_fd};
 use crate::checkpoint::image::{
     self, Compression, ContainerName, FileIdentity, Metadata, PagesIn, PagesInfo, Reader, SpecText, Sums,
@@ -48,7 +48,7 @@ impl Parent {
         let statefile = File::from(next_fd(fds, "parent's statefile")?);
         let reader = Reader::open(statefile, order.key.as_deref()).map_err(|e| failed(e.into()))?;
         let state = reader.read_json(image::SECTION_STATE, PART_MAX).map_err(|e| failed(e.into()))?;
-        let mut images = Vec::new();
+        let (mut images, mut indexes) = (Vec::new(), Vec::new());
         let mut ancestry =
             vec![image::Parent { generation: reader.generation(), ..image::Parent::default() }];
         ancestry.extend(reader.metadata().parents.iter().cloned());
@@ -60,7 +60,14 @@ impl Parent {
                 parent.index = FileIdentity::of_bytes(&bytes);
             }
             images.push(pages::Image { index: Index::decode(&bytes)?, file, base: 0 });
+            indexes.push(bytes);
         }
+        let indexes: Vec<&[u8]> = indexes.iter().map(Vec::as_slice).collect();
+        let own = indexes.first().copied().unwrap_or_default();
+        reader
+            .check_index(own)
+            .and_then(|()| reader.check_parents(indexes.get(1..).unwrap_or_default()))
+            .map_err(|e| failed(e.into()))?;
         Ok(Self { ancestry, state, chain: Chain::new(images).map_err(failed)? })
     }
 
@@ -264,7 +271,7 @@ impl Image {
             let apart = apart(ctx.state.mms.get(space.mm as usize));
             let Some(proc) = ctx.procs.get_mut(space.proc) else { continue };
             let (task, parent) = (proc.task(), proc.parent);
-            let shadow = match proc.injector().filter(|_| ctx.order.resume) {
+            let shadow = match proc.injector().filter(|_| ctx.order.resume && !ctx.order.paused) {
                 Some((tracee, region)) => Shadow::make(&ctx.procfs, tracee, &region, &apart)?,
                 None => None,
             };

@@ -4,7 +4,7 @@
 use crate::checkpoint::agent::next_fd;
 use crate::checkpoint::image::{self, PagesIn, Reader};
 use crate::checkpoint::order::RestoreOrder;
-use crate::checkpoint::pages::{Chain, Image, Index};
+use crate::checkpoint::pages::{Chain, Image, Index, SumKind};
 use crate::checkpoint::state::SandboxState;
 use airlock_wire::error::{Error, Result};
 use std::fs::File;
@@ -48,14 +48,21 @@ impl Source {
         };
         let device = if order.have_device_file { Some(next_fd(&mut fds, "device file")?) } else { None };
         let mut images = vec![newest(&reader, files)?];
+        let mut indexes = Vec::new();
         for _ in 0..order.parents {
             let meta = File::from(next_fd(&mut fds, "pages metadata file of a parent image")?);
             let file = File::from(next_fd(&mut fds, "pages file of a parent image")?);
-            images.push(Image {
-                index: Index::decode(&whole(&meta, "the parent's pages metadata")?)?,
-                file,
-                base: 0,
-            });
+            let bytes = whole(&meta, "the parent's pages metadata")?;
+            images.push(Image { index: Index::decode(&bytes)?, file, base: 0 });
+            indexes.push(bytes);
+        }
+        reader.check_parents(&indexes.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+        if order.key.is_some()
+            && images.iter().any(|i| i.index.data_len > 0 && i.index.sum_kind != SumKind::Blake3)
+        {
+            return Err(Error::invalid_argument(
+                "the image is sealed, but not its pages: their checksums prove accidents, not intent",
+            ));
         }
         let state: SandboxState = reader.read_json(image::SECTION_STATE, PART_MAX)?;
         state.check()?;

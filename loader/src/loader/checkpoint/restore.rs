@@ -412,7 +412,7 @@ fn read_metadata(request: &RestoreRequest) -> Result<Metadata> {
         .files
         .first()
         .ok_or_else(|| Error::invalid_argument("at least one file must be passed to Restore"))?;
-    let reader = Reader::inspect(File::from(statefile.try_clone()?), None)?;
+    let reader = Reader::inspect(File::from(statefile.try_clone()?), request.order.key.as_deref())?;
     let metadata = reader.metadata();
     metadata.check_version(env!("CARGO_PKG_VERSION"))?;
     metadata.count_containers()?;
