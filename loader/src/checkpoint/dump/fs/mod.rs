@@ -160,6 +160,15 @@ pub(crate) fn disk_layer(base: BorrowedFd<'_>) -> Result<String> {
     content::digest(upper.as_fd())
 }
 
+impl Drop for Filesystems {
+    fn drop(&mut self) {
+        // To close a detached mount is to wait for the kernel; the agent's end will do it.
+        for content in self.contents.drain(..) {
+            std::mem::forget((content.root, content.merged));
+        }
+    }
+}
+
 fn is_root(fd: &OwnedFd) -> bool {
     mount::mount_id(fd.as_fd()).is_ok_and(|(_, root)| root)
 }

@@ -37,6 +37,13 @@ pub(super) fn look(container: Id, found: &mut Found) -> Result<()> {
         .filter_map(|e| Some(e.ok()?.file_name().to_bytes().to_vec()))
         .filter(|name| name != b"." && name != b"..")
         .collect();
+    let result = queues(&root, names, container, found);
+    // To close a detached mount is to wait for the kernel; the agent's end will do it.
+    std::mem::forget(root);
+    result
+}
+
+fn queues(root: &OwnedFd, names: Vec<Vec<u8>>, container: Id, found: &mut Found) -> Result<()> {
     for name in names {
         let shown = String::from_utf8_lossy(&name).into_owned();
         let failed = |e: Error| e.context(format!("message queue /{shown}"));

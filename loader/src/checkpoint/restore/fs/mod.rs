@@ -94,14 +94,13 @@ fn container(ctx: &mut Context, reader: &Reader, index: usize) -> Result<()> {
         ctx.state.filesystems.iter().filter(|f| f.container == index as Id).cloned().collect();
     let is_own = |f: &FilesystemState| own.iter().any(|i| mounts[*i].path == f.path) && f.kind == "tmpfs";
     let (later, now): (Vec<_>, Vec<_>) = contents.into_iter().partition(is_own);
-    fill(ctx, reader, index, &now)?;
-    check(ctx, index, &mounts)?;
+    fill(ctx, reader, index, &now, Some(&mounts))?;
     for i in own {
         let mount = &mounts[i];
         make(ctx, index, &mounts, i).map_err(|e| e.context(format!("mounting {:?} again", mount.path)))?;
         let content: Vec<_> =
             later.iter().filter(|f| f.path == mount.path && mount.fstype == "tmpfs").cloned().collect();
-        fill(ctx, reader, index, &content)?;
+        fill(ctx, reader, index, &content, None)?;
     }
     Ok(())
 }
@@ -133,9 +132,15 @@ fn make(ctx: &mut Context, index: usize, mounts: &[MountState], which: usize) ->
     batch.run(tracee, region)?.check()
 }
 
-/// Puts contents into filesystems that are there.
-fn fill(ctx: &mut Context, reader: &Reader, index: usize, contents: &[FilesystemState]) -> Result<()> {
-    if contents.is_empty() {
+/// Puts contents into filesystems that are there, and compares the mounts with those of the image.
+fn fill(
+    ctx: &mut Context,
+    reader: &Reader,
+    index: usize,
+    contents: &[FilesystemState],
+    mounts: Option<&[MountState]>,
+) -> Result<()> {
+    if contents.is_empty() && mounts.is_none() {
         return Ok(());
     }
     let Some(Some(stub)) = ctx.stubs.get(index) else { return Ok(()) };
@@ -149,11 +154,15 @@ fn fill(ctx: &mut Context, reader: &Reader, index: usize, contents: &[Filesystem
         .flat_map(|c| c.upper.iter().zip(&c.on_disk).filter(|(_, on_disk)| !**on_disk))
         .map(|(place, _)| place.clone())
         .collect();
+    let procfs = &ctx.procfs;
     let warnings = inside::run(stub.pidfd.as_fd(), libc::CLONE_NEWNS, || {
         let mut warnings = Vec::new();
         for filesystem in contents {
             let failed = |e: Error| e.context(format!("content of {}", filesystem.path));
             warnings.extend(one(reader, filesystem, &devices, &upper).map_err(failed)?);
+        }
+        if let Some(mounts) = mounts {
+            compare(&mountinfo::own(procfs)?, mounts, &mut warnings);
         }
         Ok(warnings)
     })?;
@@ -171,6 +180,8 @@ fn one(reader: &Reader, saved: &FilesystemState, devices: &Devices, upper: &[Str
     let device = |char: bool, major: u64, minor: u64| devices.contains(&(char, major, minor));
     let skip: &[&str] = if saved.path == "/dev" { &[GENERATION] } else { &[] };
     let applied = content::apply(root.as_fd(), &mut stream, &device, skip)?;
+    // To close a detached mount is to wait for the kernel; the agent's end will do it.
+    std::mem::forget(root);
     Ok(applied.warnings)
 }
 
@@ -224,35 +235,23 @@ fn devices(spec: &str) -> Devices {
 }
 
 /// Compares the mounts of the new container with those of the image, and makes read-only what a program had made so.
-fn check(ctx: &mut Context, index: usize, saved: &[MountState]) -> Result<()> {
-    let Some(Some(stub)) = ctx.stubs.get(index) else { return Ok(()) };
-    let procfs = &ctx.procfs;
-    let warnings = inside::run(stub.pidfd.as_fd(), libc::CLONE_NEWNS, || {
-        let now = mountinfo::own(procfs)?;
-        let mut warnings = Vec::new();
-        for mount in saved.iter().filter(|m| !m.own) {
-            let Some(here) = now.iter().rfind(|m| m.path == mount.path) else {
-                warnings
-                    .push(format!("nothing is mounted at {:?}, as there was ({})", mount.path, mount.fstype));
-                continue;
-            };
-            if here.fstype != mount.fstype {
-                warnings.push(format!(
-                    "at {:?} there is a {} now, which was a {}",
-                    mount.path, here.fstype, mount.fstype
-                ));
-            }
-            tighten(mount, here, &mut warnings);
+fn compare(now: &[MountState], saved: &[MountState], warnings: &mut Vec<String>) {
+    for mount in saved.iter().filter(|m| !m.own) {
+        let Some(here) = now.iter().rfind(|m| m.path == mount.path) else {
+            warnings.push(format!("nothing is mounted at {:?}, as there was ({})", mount.path, mount.fstype));
+            continue;
+        };
+        if here.fstype != mount.fstype {
+            let (path, is, was) = (&mount.path, &here.fstype, &mount.fstype);
+            warnings.push(format!("at {path:?} there is a {is} now, which was a {was}"));
         }
-        for mount in &now {
-            if !saved.iter().any(|m| m.path == mount.path) {
-                warnings.push(format!("{:?} had been unmounted, and is mounted again", mount.path));
-            }
+        tighten(mount, here, warnings);
+    }
+    for mount in now {
+        if !saved.iter().any(|m| m.path == mount.path) {
+            warnings.push(format!("{:?} had been unmounted, and is mounted again", mount.path));
         }
-        Ok(warnings)
-    })?;
-    warnings.into_iter().for_each(|w| ctx.warn(w));
-    Ok(())
+    }
 }
 
 /// Only ever takes rights away: an image may be forged.
