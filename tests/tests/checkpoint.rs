@@ -58,6 +58,14 @@ fn privileged(config: &mut Value) {
     }
 }
 
+/// Lets the program give files away.
+fn owning(config: &mut Value) {
+    let all = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL"].map(|c| format!("CAP_{c}"));
+    for set in ["bounding", "effective", "permitted"] {
+        config["process"]["capabilities"][set] = all.to_vec().into();
+    }
+}
+
 /// Lets the program become other users, and lets new programs become more than it is.
 fn identities(config: &mut Value) {
     let all = ["CHOWN", "KILL", "NET_BIND_SERVICE", "SETGID", "SETPCAP", "SETUID"].map(|c| format!("CAP_{c}"));
@@ -72,26 +80,40 @@ rows!(
     clocks,
     counter,
     creds: identities,
+    epoll,
+    eventfd,
+    fifo,
+    files: owning,
     generation,
     headless,
+    inotify,
     interrupted,
+    locks,
+    memfd,
     mounts: privileged,
     mq: privileged,
+    mqueue,
     netlink: privileged,
+    pidfd,
+    pipes: owning,
     process,
+    pty: owning,
     robust,
     rseq,
     sched,
     seccomp,
     sessions,
     sharing,
+    signalfd,
     signals,
     stopped,
     sysv,
     tcp,
     threads,
+    timerfd,
     timers,
     tmpfs: privileged,
     udp,
+    unixsock: owning,
     zombies,
 );

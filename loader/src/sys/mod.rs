@@ -6,6 +6,7 @@ pub mod files;
 pub mod idmap;
 pub mod ipc;
 pub mod loopdev;
+pub mod mapping;
 pub mod misc;
 pub mod mount;
 pub mod pagemap;

@@ -221,10 +221,13 @@ const NOT_WHEN_CONNECTED: &[(i32, i32)] = &[(TCP, libc::TCP_MAXSEG), (TCP, libc:
 /// An option as it is kept in an image: level, name, value.
 pub type Saved = (i32, i32, Bytes);
 
+/// Values of options in the order of a table; none for one that the kernel does not know.
+type Values = Vec<Option<Vec<u8>>>;
+
 /// Reads options. Keeps one new socket of each kind to compare with.
 #[derive(Debug, Default)]
 pub struct Reference {
-    fresh: HashMap<(i32, i32, i32), Vec<Option<Vec<u8>>>>,
+    fresh: HashMap<(i32, i32, i32), Values>,
 }
 
 impl Reference {

@@ -178,8 +178,7 @@ fn pass_files(ctx: &mut Context, source: &Source, index: usize, id: Id) -> Resul
     let mut numbers = BTreeMap::new();
     let mut passes = Vec::with_capacity(wanted.len());
     // Descriptors of its own come later: it has its end of the channel and nothing else.
-    let mut number = end.number + 1;
-    for item in wanted {
+    for (number, item) in (end.number + 1..).zip(wanted) {
         let (opened, what) = match item {
             Wanted::File(id) => (ctx.files.get(id as usize), format!("file {id}")),
             Wanted::Shmem(id) => (ctx.shmems.get(id as usize), format!("memory object {id}")),
@@ -190,7 +189,6 @@ fn pass_files(ctx: &mut Context, source: &Source, index: usize, id: Id) -> Resul
         };
         passes.push(Pass { fd: fd.as_fd(), number, cloexec: true });
         numbers.insert(item, number);
-        number += 1;
     }
     let (tracee, region) = proc.injector()?;
     channel.send(tracee, &region, &mut end, &passes)?;

@@ -42,6 +42,10 @@ impl Turns for Diary {
     fn detaching(&mut self) {
         self.seen.push("freeze".to_owned());
     }
+    fn untrack(&mut self) {
+        self.seen.push("untrack".to_owned());
+    }
+
     fn resumed(&mut self, pause_us: u64) {
         self.seen.push(format!("resumed {pause_us}"));
     }

@@ -183,7 +183,7 @@ fn make(
     }
     if ipc.posix_queues.iter().any(|q| q.container == container) {
         // What they hold counts towards a limit of the user who makes them.
-        let _ = process::set_rlimit(libc::RLIMIT_MSGQUEUE as u32, libc::RLIM_INFINITY, libc::RLIM_INFINITY);
+        let _ = process::set_rlimit(libc::RLIMIT_MSGQUEUE, libc::RLIM_INFINITY, libc::RLIM_INFINITY);
     }
     for queue in ipc.posix_queues.iter().filter(|q| q.container == container) {
         posix_queue(queue)

@@ -103,7 +103,7 @@ pub(super) fn packet(maker: &mut Maker<'_>, socket: &SocketState) -> Result<Owne
 
 fn bytes_of(hex: &str) -> Result<Vec<u8>> {
     let damaged = || Error::invalid_argument(format!("the statefile is damaged: link address {hex:?}"));
-    if !hex.is_ascii() || hex.len() % 2 != 0 || hex.len() > 64 {
+    if !hex.is_ascii() || !hex.len().is_multiple_of(2) || hex.len() > 64 {
         return Err(damaged());
     }
     (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).map_err(|_| damaged())).collect()
