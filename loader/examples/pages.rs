@@ -2,7 +2,7 @@
 //!
 //! The memory is that of a python3 that holds so much random data (default 256); images are in DIR (default `/dev/shm`).
 //! Words choose what is measured (default all): `copy` saves and restores, and compares with `cp` of the same file there,
-//! interleaved; `pause` makes shadows; `background`; `incremental`. `direct`, `lz4`, `blake3`, `nosums` and `t1` (threads)
+//! interleaved; `pause` makes shadows; `background`; `incremental`. `cold` (pages not in the cache), `direct`, `lz4`, `blake3`, `nosums` and `t1` (threads)
 //! vary it. All figures are medians of five or nine.
 
 use airlock_loader::checkpoint::image::Compression;
@@ -104,6 +104,7 @@ struct Bench {
     huge: bool,
     options: Options,
     path: String,
+    cold: bool,
 }
 
 impl Bench {
@@ -130,6 +131,15 @@ impl Bench {
         Ok((file, index, stats))
     }
 
+    /// Out of the page cache with it.
+    fn cool(&self, file: &File) -> Any<()> {
+        if self.cold {
+            file.sync_all()?;
+            nix::fcntl::posix_fadvise(file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        }
+        Ok(())
+    }
+
     /// The other process has its memory elsewhere.
     fn moved(mut index: Index, by: u64) -> Index {
         for (_, entries) in &mut index.objects {
@@ -153,6 +163,7 @@ impl Bench {
             dump_cpu.push(cpu() - used);
             assert_eq!(stats.stored, self.size / 4096);
 
+            self.cool(&file)?;
             let begin = Instant::now();
             Command::new("cp").args([&self.path, &copy]).status()?;
             cp.push(begin.elapsed().as_secs_f64());
@@ -160,6 +171,7 @@ impl Bench {
             let empty = Holder::start(self.size, self.huge, false)?;
             let mut tracee = Tracee::seize(empty.pid())?;
             let uffd = descriptor::make(&mut tracee, Purpose::Fill, None)?;
+            self.cool(&file)?;
             let index = Self::moved(index, empty.range.start.wrapping_sub(source.range.start));
             let (begin, used) = (Instant::now(), cpu());
             let chain = Chain::new(vec![Image { index, file, base: 0 }])?;
@@ -198,12 +210,14 @@ impl Bench {
 
     /// How long a program stands still for a shadow.
     fn pause(&self, source: &Holder) -> Any<()> {
-        let (mut pause, mut end) = (vec![], vec![]);
+        let (mut pause, mut made, mut end) = (vec![], vec![], vec![]);
         for _ in 0..9 {
             let begin = Instant::now();
             let mut tracee = Tracee::seize(source.pid())?;
             let region = Region::map(&mut tracee, None)?;
+            let making = Instant::now();
             let shadow = Shadow::make(&self.procfs, &mut tracee, &region, &[])?.ok_or("no shadow")?;
+            made.push(making.elapsed().as_secs_f64());
             region.unmap(&mut tracee)?;
             tracee.detach(0)?;
             pause.push(begin.elapsed().as_secs_f64());
@@ -211,10 +225,12 @@ impl Bench {
             shadow.end(&self.procfs, None)?;
             end.push(begin.elapsed().as_secs_f64());
         }
+        let (pause, made, end) = (median(pause), median(made), median(end));
         println!(
-            "pause   {:8.2} ms (seize, shadow, detach); its end {:.2} ms",
-            median(pause) * 1e3,
-            median(end) * 1e3
+            "pause   {:8.2} ms, of which the shadow {:.2} ms; its end {:.2} ms",
+            pause * 1e3,
+            made * 1e3,
+            end * 1e3
         );
         Ok(())
     }
@@ -309,7 +325,7 @@ fn main() -> Any<()> {
     };
     let procfs = ProcFs::new(File::open("/proc")?.into());
     let path = format!("{dir}/airlock-pages-bench.img");
-    let bench = Bench { procfs, size: mb << 20, huge: has("huge"), options, path };
+    let bench = Bench { procfs, size: mb << 20, huge: has("huge"), options, path, cold: has("cold") };
     let mut source = Holder::start(bench.size, bench.huge, true)?;
     let memory = Memory::open(&bench.procfs, source.pid())?;
     println!(

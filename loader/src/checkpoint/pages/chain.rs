@@ -1,6 +1,7 @@
 //! Images that build upon each other, and reading pages from them.
 #![forbid(unsafe_code)]
 
+use super::ahead::Ahead;
 use super::index::Index;
 use super::pool::Buffer;
 use super::{Layout, Object, PAGE, Piece, Place, Source};
@@ -26,6 +27,7 @@ pub struct Image {
 #[derive(Debug)]
 pub struct Chain {
     images: Vec<Image>,
+    ahead: Vec<Ahead>,
 }
 
 fn wrong(kind: Kind, text: String) -> Error {
@@ -61,7 +63,8 @@ impl Chain {
             let text = "the image builds upon a parent image, which was not given".to_owned();
             return Err(wrong(Kind::InvalidArgument, text));
         }
-        Ok(Self { images })
+        let ahead = images.iter().map(Ahead::new).collect();
+        Ok(Self { images, ahead })
     }
 
     /// The images.
@@ -153,14 +156,14 @@ impl Chain {
                 Ok(pages)
             }
             Source::Raw { image, offset, sum } => {
-                let image = self.image(image)?;
+                let image = self.image(image, offset)?;
                 let pages = buffer.pages(len)?;
                 image.read_at(pages, offset, piece.start)?;
                 image.check(pages, sum, offset, piece.start)?;
                 Ok(pages)
             }
             Source::Packed { image, offset, len: packed, pages, skip, sum } => {
-                let image = self.image(image)?;
+                let image = self.image(image, offset)?;
                 let whole = image.unpack(offset, packed as usize, pages, piece.start, buffer)?;
                 let from = skip as usize * PAGE as usize;
                 let part = whole.get(from..from + len).ok_or_else(|| {
@@ -172,10 +175,16 @@ impl Chain {
         }
     }
 
-    fn image(&self, number: u32) -> Result<&Image> {
-        self.images
+    /// An image that is about to be read at an offset of its page data.
+    fn image(&self, number: u32, offset: u64) -> Result<&Image> {
+        let image = self
+            .images
             .get(number as usize)
-            .ok_or_else(|| wrong(Kind::Serde, "a page refers to an image that is not there".to_owned()))
+            .ok_or_else(|| wrong(Kind::Serde, "a page refers to an image that is not there".to_owned()))?;
+        if let Some(ahead) = self.ahead.get(number as usize) {
+            ahead.read(image, offset);
+        }
+        Ok(image)
     }
 
     /// Reads all page data of the newest image and checks it. Calls `progress` with pages checked so far.

@@ -4,6 +4,7 @@
 use super::parallel::{self, Queue};
 use super::pool::Buffer;
 use super::{Chain, HUGE, Layout, Memory, Object, PAGE, Piece, Range, Source, UNIT, unit};
+use crate::sys::mapping::HugeFile;
 use crate::sys::uffd;
 use airlock_wire::error::{Error, Kind, Result};
 use nix::errno::Errno;
@@ -240,6 +241,7 @@ pub fn fill_file(
     }
     let pieces: Vec<Piece> = layout.pieces().iter().flat_map(unit::pieces).collect();
     let (total, done) = (layout.pages(), AtomicU64::new(0));
+    let huge = std::sync::OnceLock::new();
     let queue = Queue::new(pieces.len());
     parallel::run(parallel::threads(threads, total), &queue, |number| {
         let mut buffer = Buffer::new();
@@ -247,7 +249,17 @@ pub fn fill_file(
             for piece in pieces.get(range).unwrap_or_default() {
                 let content = chain.read(piece, &mut buffer)?;
                 let there = usize::try_from(len - piece.start).unwrap_or(usize::MAX).min(content.len());
-                write_file(file, piece.start, content.get(..there).unwrap_or_default()).map_err(|e| {
+                let content = content.get(..there).unwrap_or_default();
+                let written = match write_file(file, piece.start, content) {
+                    // hugetlbfs has no such call.
+                    Err(Errno::EINVAL) => huge
+                        .get_or_init(|| HugeFile::map(file, len))
+                        .as_ref()
+                        .map_err(|e| *e)
+                        .and_then(|f| f.write(piece.start, content)),
+                    other => other,
+                };
+                written.map_err(|e| {
                     Error::from(e).context(format!("write {object} at offset {:#x}", piece.start))
                 })?;
                 let so_far = done.fetch_add(piece.pages, Ordering::Relaxed) + piece.pages;

@@ -7,6 +7,9 @@
 //!                                                            └▶ background: the same while the program runs
 //! ```
 //!
+//! Around these: [`shadow`] (the program goes on while its pages are written), [`track`] (only what was written since the
+//! last image is looked at), [`descriptor`] (a userfaultfd of another process, which fill, background and track work with).
+//!
 //! Page data is page-aligned in a file of its own or in a section of the statefile; [`Index`] says what lies where. An
 //! image may build upon a parent image, whose index and pages are needed to read it ([`Chain`]).
 //!
@@ -39,8 +42,24 @@
 //! file is cut or the disk fails, and what was checked is in the buffer, whatever happens to the file.
 //!
 //! Checksums of single pages (XXH3) cost 40 ms/GB: faults are answered with pages that were checked.
+//!
+//! # What comes of it
+//! `examples/pages.rs` on the same machine, 2 threads, medians, checksums and index included, when nobody else was at work:
+//!
+//! | | 256 MB | 1 GB |
+//! | --- | --- | --- |
+//! | dump, small / huge pages, × the rate of `cp` | 1.25 / 1.28 | 1.13 / 1.08 |
+//! | restore, likewise | 1.63 / 2.46 | 1.72 / see below |
+//! | background, small pages: program runs / all pages in | | 1.4 ms / 350 ms (3.1 GB/s) |
+//! | shadow, × a bare fork of such a process (27 ms and 0.7 ms then) | | 1.1 |
+//! | 1 % written since the parent image: found, written, armed again | | 27 ms, 1.04 % of the full image |
+//!
+//! Where free memory has been given back to a host (free page reporting), a huge page of it costs 2.5 ms of zeroing: 1 GB in
+//! huge pages came at 0.6 to 4.3 GB/s, depending on what memory the kernel had at hand. Small pages are mostly used again
+//! before they are given back.
 #![forbid(unsafe_code)]
 
+mod ahead;
 pub mod background;
 mod chain;
 mod compare;
@@ -48,6 +67,8 @@ pub mod descriptor;
 mod fill;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+#[cfg(test)]
+mod hugetlb_tests;
 mod index;
 mod layout;
 mod memory;
