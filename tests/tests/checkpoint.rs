@@ -68,7 +68,8 @@ fn owning(config: &mut Value) {
 
 /// Lets the program become other users, and lets new programs become more than it is.
 fn identities(config: &mut Value) {
-    let all = ["CHOWN", "KILL", "NET_BIND_SERVICE", "SETGID", "SETPCAP", "SETUID"].map(|c| format!("CAP_{c}"));
+    let all =
+        ["CHOWN", "KILL", "NET_BIND_SERVICE", "SETGID", "SETPCAP", "SETUID"].map(|c| format!("CAP_{c}"));
     for set in ["bounding", "effective", "permitted"] {
         config["process"]["capabilities"][set] = all.to_vec().into();
     }

@@ -85,7 +85,8 @@ impl Kind {
     }
 
     fn read(self, id: i32, record: &Record) -> Object {
-        let word = |at: usize| u32::from_ne_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
+        let word =
+            |at: usize| u32::from_ne_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
         let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
         let mut object = Object {
             id,
@@ -353,9 +354,8 @@ pub fn mq_make(name: &CStr, mode: u32, attributes: QueueAttributes) -> Result<Ow
     let raw: RawAttributes = [0, attributes.max_messages, attributes.message_size, 0, 0, 0, 0, 0];
     let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_NONBLOCK | libc::O_CLOEXEC;
     // SAFETY: `name` is a C string, and `raw` has the size of `struct mq_attr`.
-    let fd = Errno::result(unsafe {
-        libc::syscall(libc::SYS_mq_open, name.as_ptr(), flags, mode, raw.as_ptr())
-    })?;
+    let fd =
+        Errno::result(unsafe { libc::syscall(libc::SYS_mq_open, name.as_ptr(), flags, mode, raw.as_ptr()) })?;
     // SAFETY: the kernel just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
@@ -443,7 +443,9 @@ mod tests {
                 assert_eq!(msg_peek(msg, 1, 5).unwrap(), (8, vec![]));
             }
             assert_eq!(msg_peek(msg, 2, 5), Err(Errno::ENOMSG));
-            Kind::Queue.set(&Object { id: msg, owner: (9, 8), mode: 0o600, max_bytes: 77, ..queues[0] }).unwrap();
+            Kind::Queue
+                .set(&Object { id: msg, owner: (9, 8), mode: 0o600, max_bytes: 77, ..queues[0] })
+                .unwrap();
             let set = Kind::Queue.stat(msg).unwrap();
             assert_eq!((set.owner, set.creator, set.mode, set.max_bytes), ((9, 8), (0, 0), 0o600, 77));
             let attached = Attached::new(shm, 5000).unwrap();

@@ -526,10 +526,12 @@ mod tests {
             assert_eq!(mounts_after(before), Ok(vec![]));
             let dir = tempfile::tempdir().unwrap();
             let none: Option<&str> = None;
-            nix::mount::mount(Some("x"), dir.path(), Some("tmpfs"), nix::mount::MsFlags::empty(), none).unwrap();
+            nix::mount::mount(Some("x"), dir.path(), Some("tmpfs"), nix::mount::MsFlags::empty(), none)
+                .unwrap();
             let new = mounts_after(before).unwrap();
             assert_eq!(new.len(), 1);
-            let fd = nix::fcntl::open(dir.path(), nix::fcntl::OFlag::O_PATH, nix::sys::stat::Mode::empty()).unwrap();
+            let fd = nix::fcntl::open(dir.path(), nix::fcntl::OFlag::O_PATH, nix::sys::stat::Mode::empty())
+                .unwrap();
             assert_eq!(mountinfo_id(new[0]), Ok(mount_id(fd.as_fd()).unwrap().0));
             assert!(mounts_after(0).unwrap().len() > 1);
             drop(fd);

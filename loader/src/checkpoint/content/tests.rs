@@ -114,7 +114,8 @@ fn a_tmpfs_comes_back_whole() {
         let (mut a, mut b) = (look(&one), look(&two));
         // Taking the socket away touched the root.
         assert!(mtime(&one) >= mtime(&two));
-        (a.remove(""), b.remove(""));
+        a.remove("");
+        b.remove("");
         assert_eq!(a, b);
         assert!(fs::metadata(two.join("sparse")).unwrap().blocks() * 512 < 5 << 20);
         for path in [&one, &two] {

@@ -11,7 +11,8 @@ fn every_changed_byte_is_noticed() {
             let (pages, len) = open_bytes(&good, key).unwrap().raw(SECTION_PAGES).unwrap();
             // Of the zeros before the page data, some do.
             let worth = |at: &usize| {
-                !(pages..pages + len).contains(&(*at as u64)) && (!(700..4090).contains(at) || at % 16 == 0)
+                !(pages..pages + len).contains(&(*at as u64))
+                    && (!(700..4090).contains(at) || at.is_multiple_of(16))
             };
             for at in (0..good.len()).filter(worth) {
                 let mut bad = good.clone();
