@@ -193,7 +193,7 @@ fn who_waits_for_a_checkpoint_hears_of_the_next_one() {
             urpc
         });
         let waiters = waiters.collect();
-        wait::until("they wait", || (leaks::threads_polling(sandbox.loader()) >= n + 1).then_some(()));
+        wait::until("they wait", || (leaks::threads_polling(sandbox.loader()) > n).then_some(()));
         waiters
     };
     // Nobody waits for a dry run, or for what was refused before it began.
