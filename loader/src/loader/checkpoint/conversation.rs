@@ -11,6 +11,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
+/// How long the news of an agent's end may be on their way, milliseconds.
+const REPORT: u16 = 1000;
+
 /// An agent at work.
 #[derive(Debug)]
 pub(super) struct Agent {
@@ -80,8 +83,12 @@ impl Agent {
         let Some(process) = self.process.as_ref().filter(|_| error.kind == Kind::Disconnected) else {
             return error;
         };
-        let mut fds = [PollFd::new(process.pidfd(), PollFlags::POLLIN)];
-        while poll(&mut fds, PollTimeout::NONE) == Err(nix::errno::Errno::EINTR) {}
+        // Its parent is told first.
+        for (fd, limit) in
+            [(process.pidfd(), PollTimeout::NONE), (process.ended(), PollTimeout::from(REPORT))]
+        {
+            while poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], limit) == Err(nix::errno::Errno::EINTR) {}
+        }
         let status = process.status().or_else(|| crate::sys::process::exit_status(process.pidfd()).ok());
         let how = match status {
             Some(s) if s & 0x7f == libc::SIGKILL as u32 => {
