@@ -1,11 +1,11 @@
-//! Just enough of rtnetlink(7): interfaces and addresses of the calling thread's network namespace.
+//! Just enough of rtnetlink(7): interfaces, addresses and routing rules of the calling thread's network namespace.
 #![forbid(unsafe_code)]
 
 use crate::sys::net;
 use airlock_wire::error::{Error, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 const NLMSG_ERROR: u16 = 2;
@@ -14,6 +14,8 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
+const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
@@ -111,6 +113,31 @@ impl Netlink {
         }
     }
 
+    /// Keeps this machine from answering to a TCP connection that nobody has for now: what arrives for it would be
+    /// answered with RST, which would end it. A routing rule says that there is no way for packets of that connection.
+    ///
+    /// # Errors
+    /// The kernel's: `EPERM`, `EOPNOTSUPP`.
+    pub fn hold(&mut self, local: SocketAddr, remote: SocketAddr) -> Result<()> {
+        match self.ask(RTM_NEWRULE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &no_way(local, remote)) {
+            Ok(_) | Err(Errno::EEXIST) => Ok(()),
+            Err(e) => {
+                Err(Error::from(e).context(format!("keeping the connection to {remote} for its restore")))
+            }
+        }
+    }
+
+    /// Takes the rule of [`Netlink::hold`] away, if it is there.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn let_go(&mut self, local: SocketAddr, remote: SocketAddr) -> Result<()> {
+        match self.ask(RTM_DELRULE, NLM_F_ACK, &no_way(local, remote)) {
+            Ok(_) | Err(Errno::ENOENT | Errno::ESRCH | Errno::EAFNOSUPPORT) => Ok(()),
+            Err(e) => Err(Error::from(e).context(format!("letting go of the connection to {remote}"))),
+        }
+    }
+
     /// Asks for all of something; answers are (type, body).
     ///
     /// # Errors
@@ -160,6 +187,35 @@ impl Netlink {
             }
         }
     }
+}
+
+/// `struct fib_rule_hdr` and attributes: a rule for what goes from `local` to `remote`.
+fn no_way(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
+    const BLACKHOLE: u8 = 6;
+    const PRIORITY: u32 = 77;
+    const FRA_DST: u16 = 1;
+    const FRA_SRC: u16 = 2;
+    const FRA_PRIORITY: u16 = 6;
+    const FRA_IP_PROTO: u16 = 22;
+    const FRA_SPORT_RANGE: u16 = 23;
+    const FRA_DPORT_RANGE: u16 = 24;
+    let octets = |address: SocketAddr| match address.ip() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let (from, to) = (octets(local), octets(remote));
+    let family = if remote.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let bits = |bytes: &[u8]| (bytes.len() * 8) as u8;
+    let mut body = vec![family as u8, bits(&to), bits(&from), 0, 0, 0, 0, BLACKHOLE, 0, 0, 0, 0];
+    attribute(&mut body, FRA_DST, &to);
+    attribute(&mut body, FRA_SRC, &from);
+    attribute(&mut body, FRA_PRIORITY, &PRIORITY.to_ne_bytes());
+    attribute(&mut body, FRA_IP_PROTO, &[libc::IPPROTO_TCP as u8]);
+    for (kind, port) in [(FRA_SPORT_RANGE, local.port()), (FRA_DPORT_RANGE, remote.port())] {
+        let range = [port.to_ne_bytes(), port.to_ne_bytes()].concat();
+        attribute(&mut body, kind, &range);
+    }
+    body
 }
 
 /// The messages in a datagram: type, sequence number, body.

@@ -23,8 +23,9 @@ mod waiting;
 pub(crate) use network::{makes_namespace, namespace_inode};
 
 use super::context::Context;
+use crate::checkpoint::inet::netlink::Netlink;
 use crate::checkpoint::inet::options::{self, Reference};
-use crate::checkpoint::inet::repair;
+use crate::checkpoint::inet::{address, repair};
 use crate::checkpoint::state::{Bytes, Id, Refusal, SocketState};
 use crate::procfs::ProcFs;
 use crate::sys::net;
@@ -51,6 +52,8 @@ pub struct Sockets {
 #[derive(Debug)]
 struct Kept {
     fd: OwnedFd,
+    /// Index of its network namespace.
+    network: Id,
     /// It leaves the sandbox.
     outside: bool,
     /// It hears nothing; this was attached before.
@@ -121,7 +124,7 @@ impl Sockets {
         let listens = state.listen.is_some();
         if connected || listens {
             let fd = fd.try_clone_to_owned().map_err(|e| refusal(name, e.to_string()))?;
-            self.kept.insert(state.inode, Kept { fd, outside: false, muted: None });
+            self.kept.insert(state.inode, Kept { fd, network: state.network, outside: false, muted: None });
         }
         Ok(state)
     }
@@ -144,6 +147,7 @@ impl Sockets {
             let fd = kept.fd.as_fd();
             if kill && kept.outside {
                 if self.tcp_established {
+                    self.hold(kept);
                     let _ = repair::Repair::stay(fd);
                 } else {
                     // On, 0 seconds: the end of the socket sends RST.
@@ -152,6 +156,17 @@ impl Sockets {
             } else if let Some(before) = &kept.muted {
                 unmute(fd, before);
             }
+        }
+    }
+
+    /// Keeps the kernel from ending a connection that has no socket until it is restored.
+    fn hold(&self, kept: &Kept) {
+        let Some(network) = self.networks.get(kept.network as usize) else { return };
+        let ends =
+            |fd| Some((address::parse(&net::local(fd).ok()?)?, address::parse(&net::remote(fd).ok()?)?));
+        if let Some((local, remote)) = ends(kept.fd.as_fd()) {
+            // Without it the connection is lost only if its peer has something to say meanwhile.
+            let _ = network.enter(|| Netlink::route()?.hold(local, remote));
         }
     }
 

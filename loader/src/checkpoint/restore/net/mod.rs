@@ -278,6 +278,9 @@ impl Maker<'_> {
             state::SYN_SENT => Ok(Made { fd: self.bound(socket)?, after: After::Connect }),
             _ if tcp.peer == TcpPeer::Waiting => Ok(Made { fd: self.bound(socket)?, after: After::Connect }),
             s if state::connected(s) => {
+                if tcp.peer == TcpPeer::Outside {
+                    network::let_go(&socket.local, &socket.remote)?;
+                }
                 let fd = self.new_socket(socket)?;
                 tcp::connected(fd.as_fd(), socket, tcp)?;
                 let peer = match tcp.peer {

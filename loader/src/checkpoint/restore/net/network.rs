@@ -131,6 +131,14 @@ impl Place {
     }
 }
 
+/// Lets packets of a connection through again, which was kept for its restore.
+pub(super) fn let_go(local: &[u8], remote: &[u8]) -> Result<()> {
+    match (address::parse(local), address::parse(remote)) {
+        (Some(local), Some(remote)) => Netlink::route()?.let_go(local, remote),
+        _ => Ok(()),
+    }
+}
+
 fn parse(text: &str, link: u32) -> Option<Address> {
     let (ip, prefix) = text.split_once('/')?;
     Some(Address { link, ip: ip.parse().ok()?, prefix: prefix.parse().ok()? })

@@ -355,6 +355,77 @@ fn connections_to_the_outside_are_kept_if_asked_for() {
     });
 }
 
+fn ip(args: &str) {
+    let status = std::process::Command::new("ip").args(args.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {args}");
+}
+
+/// A peer in another network namespace: what arrives while nobody has the connection must not be answered.
+#[test]
+fn kept_connections_survive_what_their_peers_say_meanwhile() {
+    let name = "kept_connections_survive_what_their_peers_say_meanwhile";
+    if std::process::Command::new("ip").arg("-V").output().is_err() {
+        return eprintln!("SKIPPED {name}: needs ip");
+    }
+    in_netns(name, || {
+        let here = misc::gettid();
+        let (say, hear) = std::sync::mpsc::channel::<&str>();
+        let (tell, told) = std::sync::mpsc::channel::<String>();
+        let peer = std::thread::spawn(move || {
+            new_netns();
+            ip(&format!("link add v0 type veth peer name v1 netns {here}"));
+            ip("addr add 10.9.0.1/24 dev v0");
+            ip("link set v0 up");
+            let listener = TcpListener::bind("10.9.0.1:700").unwrap();
+            tell.send("listening".to_owned()).unwrap();
+            let mut stream = listener.accept().unwrap().0;
+            stream.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+            for word in hear {
+                match word.strip_prefix("expect ") {
+                    Some(expected) => tell.send(text(&stream, expected.len())).unwrap(),
+                    None => stream.write_all(word.as_bytes()).unwrap(),
+                }
+            }
+        });
+        assert_eq!(told.recv().unwrap(), "listening");
+        ip("addr add 10.9.0.2/24 dev v1");
+        ip("link set v1 up");
+        let mut client = TcpStream::connect("10.9.0.1:700").unwrap();
+        client.write_all(b"abc").unwrap();
+        say.send("expect abc").unwrap();
+        assert_eq!(told.recv().unwrap(), "abc");
+        let saved = save(&[client.as_fd()], true);
+        saved.sockets.release(true);
+        drop(client);
+        say.send("anybody there?").unwrap();
+        // It arrives, and arrives again, where nobody has the connection.
+        let arrived = || {
+            let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+            let mut lines = text.lines().filter(|l| l.starts_with("Tcp:"));
+            let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+            let at = names.split(' ').position(|n| n == "InSegs").unwrap();
+            values.split(' ').nth(at).unwrap().parse::<u64>().unwrap()
+        };
+        let before = arrived();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while arrived() < before + 2 {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        let (fds, warnings) = revive(saved.state, true);
+        assert_eq!(warnings, Vec::<String>::new());
+        let mut client = stream(fds.into_iter().next().unwrap());
+        assert_eq!(text(&client, 14), "anybody there?");
+        client.write_all(b"yes").unwrap();
+        say.send("expect yes").unwrap();
+        assert_eq!(told.recv().unwrap(), "yes");
+        let rules = std::process::Command::new("ip").args(["rule", "show"]).output().unwrap();
+        assert!(!String::from_utf8_lossy(&rules.stdout).contains("blackhole"), "{rules:?}");
+        drop(say);
+        peer.join().unwrap();
+    });
+}
+
 #[test]
 fn a_kept_connection_goes_on_when_the_containers_do() {
     in_netns("a_kept_connection_goes_on_when_the_containers_do", || {
