@@ -115,7 +115,7 @@ fn map(ctx: &mut Context, source: &Source, index: usize, id: Id) -> Result<Space
             match descriptor::make(tracee, Purpose::Faults, device)? {
                 Some(uffd) => (layout, later) = (rest, Some((lazy, uffd))),
                 None => warnings.push(
-                    "memory was restored before the program ran: userfaultfd(2) is not allowed here without the device file",
+                    "memory was restored before the program ran: to answer its faults and follow its forks takes CAP_SYS_PTRACE in the initial user namespace (userfaultfd(2))",
                 ),
             }
         }
