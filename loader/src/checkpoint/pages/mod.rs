@@ -54,7 +54,7 @@
 //! | shadow, × a bare fork of such a process (27 ms and 0.7 ms then) | | 1.1 |
 //! | 1 % written since the parent image: found, written, armed again | | 27 ms, 1.04 % of the full image |
 //!
-//! Where free memory has been given back to a host (free page reporting), a huge page of it costs 2.5 ms of zeroing: 1 GB in
+//! On this virtual machine a fresh huge page costs 2.5 ms of zeroing (probably since the host backs it anew): 1 GB in
 //! huge pages came at 0.6 to 4.3 GB/s, depending on what memory the kernel had at hand. Small pages are mostly used again
 //! before they are given back.
 #![forbid(unsafe_code)]
