@@ -81,8 +81,9 @@ impl<'a> Running<'a> {
         Self::launch(state, dir, &args)
     }
 
+    /// Starts a container with these arguments (its ID is added), its output in `dir`.
     #[track_caller]
-    fn launch(state: &'a State, dir: &Path, args: &[&str]) -> Self {
+    pub fn launch(state: &'a State, dir: &Path, args: &[&str]) -> Self {
         let id = unique("revive");
         let out = dir.join(&id);
         let errors = dir.join(format!("{id}.err"));
