@@ -211,7 +211,7 @@ fn put(target: &Target<'_>, at: u64, content: &[u8], way: Way) -> Result<()> {
 /// Why a page could not be put into place.
 pub(super) fn cannot_put(at: u64, e: Errno) -> Error {
     let (kind, text) = match e {
-        Errno::ESRCH => (Kind::NoSuchEntity, "the process has ended"),
+        Errno::ESRCH => (Kind::NoSuchEntity, "the process has ended (was it killed for want of memory?)"),
         Errno::ENOMEM => (
             Kind::Failure,
             "there is not enough memory: check the container's memory limit and the machine's",
