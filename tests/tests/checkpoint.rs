@@ -118,3 +118,12 @@ rows!(
     unixsock: owning,
     zombies,
 );
+
+/// Files on a root filesystem that stays where it is. (Copies that run at the same time would share them.)
+#[test]
+fn files_on_disk() {
+    need!("gcc", "busybox");
+    for name in ["fifo", "files", "inotify", "locks", "unixsock"] {
+        revive(&row_bundle(name, &["/"], owning), &[Way::Plain, Way::Background]);
+    }
+}

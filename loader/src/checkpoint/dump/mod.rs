@@ -93,6 +93,7 @@ fn save(
         return Ok(false);
     };
     sockets.settle(ctx);
+    files::drain(ctx)?;
     ipc.settle(ctx)?;
     let image = Image::begin(link, ctx, output, &filesystems, watch)?;
     let mut pause_us = None;

@@ -65,7 +65,9 @@ pub fn seal(ctx: &Context) -> Result<()> {
             ShmemKind::Memfd => SealFlag::from_bits_retain(object.seals),
             _ => SealFlag::F_SEAL_SEAL,
         };
-        if seals.is_empty() {
+        // Files of a tmpfs have the seal against sealing from the start; those of other filesystems know none.
+        let Ok(now) = fcntl(fd, FcntlArg::F_GET_SEALS).map(SealFlag::from_bits_retain) else { continue };
+        if now.contains(seals) {
             continue;
         }
         fcntl(fd, FcntlArg::F_ADD_SEALS(seals))

@@ -200,7 +200,6 @@ impl Files {
         late::locks(ctx)?;
         late::owners(ctx)?;
         late::listeners(ctx)?;
-        objects::seal(ctx)?;
         watch::inotify(ctx)?;
         late::terminals(ctx, &self.ptys);
         events::arm(ctx)?;

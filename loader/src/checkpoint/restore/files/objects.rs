@@ -8,7 +8,7 @@ use super::{Context, in_container, reopen};
 use crate::checkpoint::state::{Bytes, FileKind, Id, PathFile, ShmemKind, ShmemState};
 use airlock_wire::error::{Error, Result};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, SealFlag, fcntl, openat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{Mode, SFlag, fchmod, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
@@ -38,7 +38,7 @@ pub(super) fn make(ctx: &mut Context, container: Id, ids: &[Id]) -> Result<BTree
         let state = super::file(&ctx.state, *id)?;
         let FileKind::Deleted { file, content, shmem, link: None } = &state.kind else { continue };
         let size = shmem.and_then(|s| ctx.state.shmems.get(s as usize)).map_or(file.size, |s| s.size);
-        let unnamed = state.flags & libc::O_TMPFILE == libc::O_TMPFILE;
+        let unnamed = state.flags & libc::O_TMPFILE == libc::O_TMPFILE || is_unnamed(&file.path);
         let (file, content, shmem) = (file.clone(), content.clone(), *shmem);
         wanted.entry(file.identity).or_insert(Deleted { file, content, shmem, size, unnamed });
     }
@@ -67,6 +67,12 @@ pub(super) fn make(ctx: &mut Context, container: Id, ids: &[Id]) -> Result<BTree
         }
     }
     Ok(made)
+}
+
+/// The kernel shows files that never had a name as `#` and their inode.
+fn is_unnamed(path: &str) -> bool {
+    let name = path.rsplit('/').next().and_then(|name| name.strip_prefix('#'));
+    name.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
 fn memfd(object: &ShmemState) -> Result<OwnedFd> {
@@ -102,16 +108,6 @@ fn own(fd: BorrowedFd<'_>, mode: u32, owner: (u32, u32)) -> nix::Result<()> {
     // After the owner: a change of that clears bits.
     if now.st_mode & 0o7777 != mode & 0o7777 || (now.st_uid, now.st_gid) != owner {
         fchmod(fd, Mode::from_bits_truncate(mode & 0o7777))?;
-    }
-    Ok(())
-}
-
-/// Seals memfds as they were, now that they have their contents.
-pub(super) fn seal(ctx: &Context) -> Result<()> {
-    for (object, slot) in ctx.state.shmems.iter().zip(&ctx.shmems) {
-        let Some(fd) = slot.as_ref().filter(|_| object.seals != 0) else { continue };
-        fcntl(fd, FcntlArg::F_ADD_SEALS(SealFlag::from_bits_retain(object.seals)))
-            .map_err(|e| Error::from(e).context(format!("sealing the memfd {:?}", object.name)))?;
     }
     Ok(())
 }
@@ -225,6 +221,7 @@ pub(super) fn make_fifo(file: &PathFile) -> Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::{FcntlArg, fcntl};
     use nix::sys::stat::fstat;
 
     fn deleted(path: &str, content: &[u8]) -> Deleted {

@@ -194,7 +194,10 @@ pub(super) fn open(ctx: &mut Context, container: Id, ids: &[Id]) -> Result<()> {
         let fd = if flags & libc::O_PATH != 0 {
             reopen(ctx.procfs.root(), base.as_fd(), libc::O_PATH)?
         } else {
-            reopen(ctx.procfs.root(), base.as_fd(), flags & OPENABLE)?
+            // O_TMPFILE has the bit of O_DIRECTORY.
+            let not = if flags & libc::O_TMPFILE == libc::O_TMPFILE { libc::O_DIRECTORY } else { 0 };
+            reopen(ctx.procfs.root(), base.as_fd(), flags & OPENABLE & !not)
+                .map_err(|e| Error::from(e).context(name_of(&ctx.state, *id)))?
         };
         if pos > 0 {
             lseek(&fd, pos, Whence::SeekSet)?;

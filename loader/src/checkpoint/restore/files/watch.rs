@@ -23,7 +23,10 @@ const MOST_TRIES: i32 = 1 << 16;
 pub(super) fn open(ctx: &Context, id: Id) -> Result<Option<OwnedFd>> {
     let state = file(&ctx.state, id)?;
     match &state.kind {
-        FileKind::Pidfd { pid: 0, .. } => Ok(Some(call::ended_process()?)),
+        // One of its own pid namespace: what may be done with others differs.
+        FileKind::Pidfd { pid: 0, .. } => {
+            in_container(ctx, state.container, libc::CLONE_NEWPID, || Ok(Some(call::ended_process()?)))
+        }
         FileKind::Pidfd { pid, thread } => {
             let tid = outer_tid(ctx, state.container, *pid).ok_or_else(|| {
                 Error::no_such_entity(format!("process {pid} of its pidfd is not in the image"))
@@ -55,7 +58,7 @@ pub(super) fn open(ctx: &Context, id: Id) -> Result<Option<OwnedFd>> {
 pub(super) fn outer_tid(ctx: &Context, container: Id, number: i32) -> Option<i32> {
     for proc in ctx.procs.iter().flatten().filter(|p| p.container == container) {
         if proc.ns_pid == number {
-            return Some(proc.pid);
+            return if proc.pid != 0 { Some(proc.pid) } else { zombie(ctx, container, number) };
         }
         let state = ctx.state.processes.get(proc.index)?;
         let thread = state.threads.iter().position(|t| t.tid == number);
@@ -64,6 +67,16 @@ pub(super) fn outer_tid(ctx: &Context, container: Id, number: i32) -> Option<i32
         }
     }
     None
+}
+
+/// Nobody keeps track of a process that has ended but its parent.
+fn zombie(ctx: &Context, container: Id, number: i32) -> Option<i32> {
+    let ours = |pid: i32| ctx.procs.iter().flatten().any(|p| p.pid == pid && p.container == container);
+    ctx.procfs.pids().ok()?.into_iter().find(|pid| {
+        let child = ctx.procfs.stat(*pid).is_ok_and(|s| s.state == 'Z' && ours(s.ppid));
+        let numbers = || ctx.procfs.status_field(*pid, "NSpid").ok().flatten();
+        child && numbers().is_some_and(|n| crate::procfs::parse_nspid(&n).last() == Some(&number))
+    })
 }
 
 /// One target with the descriptors at hand.
@@ -165,14 +178,14 @@ pub(super) fn inotify(ctx: &Context) -> Result<()> {
         let Some(fd) = super::opened(ctx, id) else { continue };
         let mut wanted = Vec::with_capacity(watches.len());
         for (wd, path, mask) in watches {
-            // A file that has no name: by its descriptor here.
+            // A file that has no name: by its descriptor here, from the procfs' root.
             let path = match path.strip_prefix('#').map(|n| n.parse::<Id>()) {
                 None => path.clone(),
                 Some(file) => {
                     let fd = file.ok().and_then(|f| super::opened(ctx, f)).ok_or_else(|| {
                         Error::invalid_argument(format!("the statefile is damaged: watch of {path}"))
                     })?;
-                    format!("/proc/self/fd/{}", fd.as_raw_fd())
+                    format!("self/fd/{}", fd.as_raw_fd())
                 }
             };
             let path = CString::new(path)
@@ -187,7 +200,9 @@ pub(super) fn inotify(ctx: &Context) -> Result<()> {
             continue;
         }
         wanted.sort_unstable_by_key(|w| w.wd);
+        let procfs = ctx.procfs.root();
         in_container(ctx, state.container, libc::CLONE_NEWNS, || {
+            nix::unistd::fchdir(procfs)?;
             wanted.iter().try_for_each(|w| watch(fd, w))
         })
         .map_err(|e| e.context(format!("{}: watching with inotify", name_of(&ctx.state, id))))?;

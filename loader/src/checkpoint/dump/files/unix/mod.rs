@@ -104,7 +104,7 @@ impl Collector<'_> {
             unix.peer_creds = (self.local_pid(word(0) as i32), word(4), word(8));
         }
         self.bound_file(index, fd, &socket, &mut unix)?;
-        if !listening {
+        if kind == libc::SOCK_DGRAM || entry.state == diag::ESTABLISHED {
             socket.queue = self.unread(index, fd, kind)?;
         }
         socket.unix = Some(unix);
