@@ -49,7 +49,8 @@ pub fn build(link: &Link, ctx: &mut Context, source: &Source) -> Result<(u64, Ve
     let mut spaces = Vec::new();
     for index in 0..ctx.procs.len() {
         let Some(mm) = builds(ctx, index) else { continue };
-        spaces.push(map(ctx, source, index, mm)?);
+        let above = taken(ctx, &spaces, index);
+        spaces.push(map(ctx, source, index, mm, above)?);
     }
     let targets: Vec<Target<'_>> = spaces
         .iter()
@@ -82,10 +83,17 @@ fn builds(ctx: &Context, index: usize) -> Option<Id> {
     process.mm.filter(|_| !process.shares_mm_with_parent)
 }
 
-fn map(ctx: &mut Context, source: &Source, index: usize, id: Id) -> Result<Space> {
+/// The highest number that others put into the descriptor table of process `index`, which they may share.
+fn taken(ctx: &Context, spaces: &[Space], index: usize) -> i32 {
+    let table = |process: usize| Some(ctx.state.processes.get(process)?.threads.first()?.fd_table);
+    let sharing = spaces.iter().filter(|s| table(s.process) == table(index));
+    sharing.flat_map(|s| s.numbers.values()).copied().max().unwrap_or(-1)
+}
+
+fn map(ctx: &mut Context, source: &Source, index: usize, id: Id, above: i32) -> Result<Space> {
     let layout = source.chain.layout(Object::Memory(id))?;
     let content: Vec<(u64, u64)> = layout.spans().into_iter().map(|s| (s.start, s.end)).collect();
-    let numbers = pass_files(ctx, source, index, id)?;
+    let numbers = pass_files(ctx, source, index, id, above)?;
     let mut warnings = Vec::new();
     let mut fds = MapFds::default();
     for (wanted, number) in &numbers {
@@ -145,7 +153,13 @@ fn ranges(mm: &MmState) -> Vec<Range> {
 }
 
 /// Sends the files and memory objects that mappings show, and the program, into the task.
-fn pass_files(ctx: &mut Context, source: &Source, index: usize, id: Id) -> Result<BTreeMap<Wanted, i32>> {
+fn pass_files(
+    ctx: &mut Context,
+    source: &Source,
+    index: usize,
+    id: Id,
+    above: i32,
+) -> Result<BTreeMap<Wanted, i32>> {
     let Some(mm) = ctx.state.mms.get(id as usize) else {
         return Err(Error::failure("no such address space"));
     };
@@ -178,7 +192,7 @@ fn pass_files(ctx: &mut Context, source: &Source, index: usize, id: Id) -> Resul
     let mut numbers = BTreeMap::new();
     let mut passes = Vec::with_capacity(wanted.len());
     // Descriptors of its own come later: it has its end of the channel and nothing else.
-    for (number, item) in (end.number + 1..).zip(wanted) {
+    for (number, item) in (end.number.max(above) + 1..).zip(wanted) {
         let (opened, what) = match item {
             Wanted::File(id) => (ctx.files.get(id as usize), format!("file {id}")),
             Wanted::Shmem(id) => (ctx.shmems.get(id as usize), format!("memory object {id}")),
