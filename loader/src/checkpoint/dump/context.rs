@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::status::Status;
+use super::waits::Sleepers;
 use crate::checkpoint::order::DumpOrder;
 use crate::checkpoint::remote::{Region, Tracee};
 use crate::checkpoint::state::{Id, Life, Refusal, SandboxState, ShmemState};
@@ -28,6 +29,8 @@ pub struct Context {
     pub contents: Vec<(Id, OwnedFd)>,
     /// The processes were let go.
     pub released: bool,
+    /// Threads that waited for a time when they were stopped.
+    pub sleepers: Sleepers,
     /// Upper layers kept in memory, by container, in the order of their `upper`.
     pub uppers: Vec<Vec<OwnedFd>>,
 }
@@ -132,6 +135,7 @@ impl Context {
             state: SandboxState::default(),
             refusals: Vec::new(),
             spaces: Vec::new(),
+            sleepers: Sleepers::default(),
             contents: Vec::new(),
             released: false,
             uppers,

@@ -20,6 +20,7 @@ pub mod task;
 pub mod thread;
 pub mod timers;
 pub mod tree;
+pub mod waits;
 mod write;
 
 use super::agent::{Link, next_fd};

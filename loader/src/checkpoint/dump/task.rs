@@ -67,7 +67,7 @@ fn describe(
     // What the stop itself left in sight comes first: it must not be disturbed by injected calls.
     state.pending = signals::pending(first, true, leader_status.pending.1)?;
     for (tracee, status) in threads.iter().zip(statuses) {
-        state.threads.push(thread::registers(tracee, status)?);
+        state.threads.push(thread::registers(&ctx.procfs, &ctx.sleepers, tracee, status)?);
     }
     let gone = usize::from(state.leader_gone);
     for (n, tracee) in threads.iter_mut().enumerate() {

@@ -3,8 +3,10 @@
 
 use super::signals;
 use super::status::Status;
-use crate::checkpoint::remote::{Arg, Batch, CallId, Ran, Tracee};
+use super::waits::Sleepers;
+use crate::checkpoint::remote::{Arg, Batch, CallId, Ran, Regs, Tracee};
 use crate::checkpoint::state::{Rseq, Sched, ThreadState};
+use crate::procfs::ProcFs;
 use crate::sys::task;
 use airlock_wire::error::{Error, Result};
 
@@ -26,7 +28,12 @@ const SS_DISABLE: i32 = 2;
 ///
 /// # Errors
 /// When it has ended; `Unsupported` for 32-bit code.
-pub fn registers(tracee: &Tracee, status: &Status) -> Result<ThreadState> {
+pub fn registers(
+    procfs: &ProcFs,
+    sleepers: &Sleepers,
+    tracee: &Tracee,
+    status: &Status,
+) -> Result<ThreadState> {
     let rseq = tracee.rseq_configuration()?.filter(|c| c.pointer != 0).map(|c| Rseq {
         address: c.pointer,
         size: c.size,
@@ -34,9 +41,21 @@ pub fn registers(tracee: &Tracee, status: &Status) -> Result<ThreadState> {
         // The stop has ended any critical section.
         critical_section: 0,
     });
+    let regs = tracee.regs()?;
+    let mut image = regs.for_image();
+    let call = sleepers.call(tracee.tid(), &regs, tracee.mem());
+    let mut wait_left_ns = None;
+    if let Some(nr) = call.filter(|_| regs.in_restart_block()) {
+        wait_left_ns = sleepers.left(procfs, tracee.tid(), nr, &regs, tracee.mem());
+        if wait_left_ns.is_some() || regs.in_syscall() != call {
+            // With its own number and arguments: the time that is left is told besides.
+            image = Regs { rax: image.rax, orig_rax: nr, ..regs };
+        }
+    }
     Ok(ThreadState {
         tid: status.tid(),
-        regs: tracee.regs()?.for_image().to_bytes().into(),
+        regs: image.to_bytes().into(),
+        wait_left_ns,
         xstate: tracee.xstate()?.into(),
         sigmask: tracee.sigmask()?,
         pending: signals::pending(tracee, false, status.pending.0)?,

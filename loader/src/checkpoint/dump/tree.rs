@@ -51,36 +51,41 @@ pub fn discover(ctx: &mut Context, mut begun: impl FnMut() -> Result<()>) -> Res
 fn stop_all(ctx: &mut Context, begun: &mut impl FnMut() -> Result<()>) -> Result<Stopped> {
     let inits: Vec<i32> = ctx.order.containers.iter().map(|c| c.init).collect();
     let deadline = Instant::now() + STOP;
-    for attempt in 0.. {
+    let (mut patience, mut vforks) = (VFORK_PATIENCE, 0);
+    loop {
         let pids = || task_list::below(&ctx.procfs, &inits);
-        let patience = Instant::now() + VFORK_PATIENCE;
-        let mut stopped = task_list::seize_all(&ctx.procfs, pids, Options::default(), patience, &mut *begun)?;
-        if stopped.failed.is_empty() {
-            return Ok(stopped);
-        }
+        ctx.sleepers.look(&ctx.procfs, &pids()?);
+        let until = Instant::now() + patience;
+        let attempt = task_list::seize_all(&ctx.procfs, pids, Options::default(), until, &mut *begun);
+        let mut stopped = match attempt {
+            // New ones were made all the time, or a busy machine took its time.
+            Err(e) if e.kind == Kind::Timeout && Instant::now() < deadline => {
+                patience *= 2;
+                continue;
+            }
+            other => other?,
+        };
         let (late, refused): (Vec<_>, Vec<_>) =
             std::mem::take(&mut stopped.failed).into_iter().partition(|(_, _, e)| e.kind == Kind::Timeout);
-        if late.is_empty() {
+        let Some((_, _, first)) = late.first() else {
             for (pid, _, error) in refused {
                 refuse(ctx, pid, "traced process", error.to_string());
             }
             return Ok(stopped);
-        }
-        let vfork = late.iter().find(|(pid, _, _)| has_memory_of_a_child(&ctx.procfs, *pid));
-        match (vfork, late.first()) {
-            (Some((pid, _, error)), _) if attempt >= VFORK_TRIES => {
+        };
+        match late.iter().find(|(pid, _, _)| has_memory_of_a_child(&ctx.procfs, *pid)) {
+            Some((pid, _, error)) if vforks >= VFORK_TRIES => {
                 refuse(ctx, *pid, "vfork", error.to_string());
                 return Ok(stopped);
             }
-            (None, Some((_, _, error))) if Instant::now() >= deadline => return Err(error.clone()),
-            // Everything goes on for a moment and is then stopped anew.
-            _ => {
-                drop(stopped);
-                std::thread::yield_now();
-            }
+            Some(_) => vforks += 1,
+            None if Instant::now() >= deadline => return Err(first.clone()),
+            None => patience = deadline.saturating_duration_since(Instant::now()).max(VFORK_PATIENCE),
         }
+        // Everything goes on for a moment, and is stopped anew.
+        drop(stopped);
+        std::thread::yield_now();
     }
-    Err(Error::failure("stopping was given up"))
 }
 
 /// True when a child of the process uses its memory, as between vfork(2) and execve(2).

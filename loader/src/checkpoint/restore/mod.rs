@@ -24,6 +24,7 @@ pub mod task;
 pub mod thread;
 pub mod timers;
 pub mod tree;
+pub mod waits;
 
 use super::agent::Link;
 use super::order::{Event, Report, RestoreOrder};

@@ -104,7 +104,8 @@ fn pending(tid: i32, signal: i32) -> bool {
     })
 }
 
-fn wait(tid: i32, deadline: Instant) -> Result<Change> {
+/// The next report of a thread.
+pub(super) fn wait(tid: i32, deadline: Instant) -> Result<Change> {
     loop {
         if let Some(change) = ptrace::wait(tid)? {
             return Ok(change);

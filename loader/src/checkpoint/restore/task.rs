@@ -5,7 +5,7 @@
 use super::bounds::{Bounds, CAP_SYS_RESOURCE};
 use super::context::{Context, Means};
 use super::thread::{self, Setup};
-use super::{creds, sched, stopped, timers};
+use super::{creds, sched, stopped, timers, waits};
 use crate::checkpoint::remote::{Arg, Batch, Clone3, Tracee};
 use crate::checkpoint::state::{Id, ProcessState, SandboxState, ThreadState};
 use crate::procfs::ProcFs;
@@ -251,6 +251,16 @@ pub fn release(ctx: &mut Context) -> Result<()> {
         arm(ctx, index)?;
     }
     let mut procs: Vec<_> = std::mem::take(&mut ctx.procs).into_iter().flatten().collect();
+    let mut returned = Vec::new();
+    for proc in &mut procs {
+        let Some(saved) = ctx.state.processes.get(proc.index) else { continue };
+        let region = proc.region;
+        let threads = saved.threads.iter().skip(usize::from(saved.leader_gone));
+        for (tracee, thread) in proc.threads.iter_mut().zip(threads) {
+            returned.push(waits::begin(tracee, &region, thread)?);
+        }
+    }
+    let mut returned = returned.into_iter();
     for proc in procs.iter_mut().filter(|p| !p.threads.is_empty()) {
         let Some(saved) = ctx.state.processes.get(proc.index) else { continue };
         if !saved.shares_mm_with_parent {
@@ -262,7 +272,7 @@ pub fn release(ctx: &mut Context) -> Result<()> {
         let Some(saved) = ctx.state.processes.get(proc.index) else { continue };
         let threads = saved.threads.iter().skip(usize::from(saved.leader_gone));
         for (tracee, thread) in proc.threads.iter_mut().zip(threads) {
-            thread::registers(tracee, thread)?;
+            thread::registers(tracee, thread, returned.next().flatten())?;
         }
     }
     // From here on nothing can fail but by a kill from outside, which the loader hears of by itself.

@@ -2,8 +2,9 @@
 #![forbid(unsafe_code)]
 
 use super::bounds::{Bounds, CAP_SYS_RESOURCE};
+use super::waits;
 use crate::checkpoint::dump::signals;
-use crate::checkpoint::remote::{Arg, Batch, CallId, Ran, Regs, Tracee};
+use crate::checkpoint::remote::{Arg, Batch, CallId, Ran, Tracee};
 use crate::checkpoint::state::{Bytes, SandboxState, ThreadState};
 use crate::sys::ptrace::UserDispatch;
 use airlock_wire::error::{Error, Kind, Result};
@@ -182,16 +183,17 @@ impl Setup {
     }
 }
 
-/// Registers and mask: the thread goes on where it was when it is let go.
+/// Registers and mask: the thread goes on where it was when it is let go. `returned` is what the call has returned that
+/// it was in, if it was made again ([`super::waits`]).
 ///
 /// # Errors
 /// Registers that this machine does not take.
-pub fn registers(tracee: &mut Tracee, thread: &ThreadState) -> Result<()> {
+pub fn registers(tracee: &mut Tracee, thread: &ThreadState, returned: Option<u64>) -> Result<()> {
     let failed = |e: Error| e.context(format!("setting the registers of thread {}", thread.tid));
     if !thread.xstate.is_empty() {
         tracee.set_xstate(&thread.xstate).map_err(failed)?;
     }
-    tracee.set_regs(&Regs::from_bytes(&thread.regs)?).map_err(failed)?;
+    tracee.set_regs(&waits::registers(thread, returned)?).map_err(failed)?;
     tracee.set_sigmask(thread.sigmask).map_err(failed)?;
     if let Some((selector, offset, len)) = thread.user_dispatch {
         tracee.set_user_dispatch(Some(UserDispatch { mode: 1, selector, offset, len })).map_err(failed)?;
