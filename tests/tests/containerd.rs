@@ -324,3 +324,27 @@ fn a_sandbox_whose_process_is_killed() {
     assert_eq!(containerd.remove(&member), 137);
     assert_eq!(containerd.remove(&sandbox), 137);
 }
+
+#[test]
+fn a_task_is_saved() {
+    need!("busybox", "containerd", "ctr");
+    let containerd = Containerd::shared();
+    let id = unique("saved");
+    containerd.start_container(&[], &id, &["sleep", "1000"]);
+    let (image, work) = (containerd.path(&format!("{id}-image")), containerd.path(&format!("{id}-work")));
+    let save = |options: &[&str]| {
+        let mut args = vec!["tasks", "checkpoint"];
+        args.extend(options);
+        args.extend(["--image-path", image.to_str().unwrap(), "--work-path", work.to_str().unwrap(), &id]);
+        containerd.ok(&args);
+        for name in ["checkpoint.img", "pages_meta.img", "pages.img"] {
+            assert!(image.join(name).metadata().unwrap().len() > 0, "{name}");
+        }
+    };
+    save(&[]);
+    assert_eq!(containerd.task(&id).unwrap().1, "RUNNING");
+    assert!(std::fs::read_to_string(work.join("dump.log")).unwrap().contains("1 processes"));
+    save(&["--exit"]);
+    wait::until("the task to end", || (containerd.task(&id)?.1 == "STOPPED").then_some(()));
+    containerd.remove(&id);
+}

@@ -572,6 +572,7 @@ pub struct RestoreArgs {
 /// Make further sandboxes that begin where one is now
 ///
 /// The container, running or paused, goes on as it was. One fork is called NEW-ID, several NEW-ID-1, NEW-ID-2 and so on.
+/// They run detached, with the caller's stdin, stdout and stderr.
 #[derive(Debug, Clone, Args)]
 pub struct ForkArgs {
     /// How many

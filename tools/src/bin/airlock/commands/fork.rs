@@ -5,7 +5,6 @@
 use super::create::this_program;
 use crate::cli::ForkArgs;
 use crate::global::Global;
-use crate::output;
 use airlock::container::{self, CreateOptions, ForkOptions, Stdio};
 use airlock::state::StateDir;
 use airlock_wire::error::{Error, Result};
@@ -14,7 +13,7 @@ use std::process::ExitCode;
 /// Log level of a sandbox whose debug log is asked for.
 const DEBUG: u8 = 4;
 
-/// Makes the forks and prints their ids, one a line.
+/// Makes the forks. They inherit our stdio, as what `restore --detach` makes does.
 pub fn run(global: &Global, args: ForkArgs) -> Result<ExitCode> {
     if args.count > 1 && args.pid_file.is_some() {
         return Err(Error::invalid_argument(
@@ -23,7 +22,7 @@ pub fn run(global: &Global, args: ForkArgs) -> Result<ExitCode> {
     }
     let dir = StateDir::open(&global.root)?;
     let options = ForkOptions { count: args.count, systemd_cgroup: global.args.systemd_cgroup };
-    let made = container::fork(&dir, &args.id, &args.new_id, options, |id| {
+    container::fork(&dir, &args.id, &args.new_id, options, |id| {
         let log = global.open_debug_log(id)?;
         Ok(CreateOptions {
             stdio: Some(Stdio::inherit()?),
@@ -36,6 +35,5 @@ pub fn run(global: &Global, args: ForkArgs) -> Result<ExitCode> {
             ..CreateOptions::default()
         })
     })?;
-    let text: String = made.iter().map(|state| format!("{}\n", state.id)).collect();
-    output::print(&text).map(|()| ExitCode::SUCCESS)
+    Ok(ExitCode::SUCCESS)
 }
