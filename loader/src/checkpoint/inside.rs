@@ -4,7 +4,7 @@
 //! current directory only until one of them asks for its own.
 #![forbid(unsafe_code)]
 
-use crate::sys::process;
+use crate::sys::{process, task};
 use airlock_wire::error::{Error, Result};
 use std::os::fd::BorrowedFd;
 
@@ -39,6 +39,16 @@ pub fn with_own_table<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Resul
         process::unshare(libc::CLONE_FILES)?;
         work()
     })
+}
+
+/// Lets this process have as many descriptors as it may: it holds those of all containers at once.
+pub fn many_descriptors() {
+    const ENOUGH: u64 = 1 << 20;
+    let Ok((soft, hard)) = task::rlimit(0, libc::RLIMIT_NOFILE) else { return };
+    if soft < ENOUGH && task::set_rlimit(0, libc::RLIMIT_NOFILE, (ENOUGH, hard.max(ENOUGH))).is_err() {
+        // Without CAP_SYS_RESOURCE.
+        let _ = task::set_rlimit(0, libc::RLIMIT_NOFILE, (hard.min(ENOUGH), hard));
+    }
 }
 
 fn on_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {

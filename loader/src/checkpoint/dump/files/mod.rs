@@ -28,6 +28,7 @@ pub use drain::drain;
 use super::context::Context;
 use super::net::Sockets;
 use crate::checkpoint::inet::options::Reference;
+use crate::checkpoint::inside;
 use crate::checkpoint::state::{FdEntry, FdTable, FileKind, FileState, Id};
 use crate::sys::files::{self, Compare};
 use crate::sys::{process, ptrace};
@@ -120,6 +121,7 @@ struct Collector<'a> {
 /// # Errors
 /// When the kernel does not answer what it always answers. What cannot be saved is noted as a refusal.
 pub fn collect(ctx: &mut Context, sockets: &mut Sockets) -> Result<()> {
+    inside::many_descriptors();
     let (tables, mounts) = look_around(ctx)?;
     let me = std::process::id() as i32;
     let pids = locks::numbers(ctx);

@@ -6,6 +6,7 @@ use crate::checkpoint::remote::fdpass::{Link, Pass};
 use crate::checkpoint::remote::{Arg, Batch};
 use crate::checkpoint::state::{FsState, Id, PathFile};
 use crate::sys::files::{self as call, Compare};
+use crate::sys::task;
 use airlock_wire::error::{Error, Result};
 use nix::sys::stat::SFlag;
 use std::cmp::Ordering;
@@ -78,6 +79,10 @@ fn fill(ctx: &mut Context, table: Id, process: usize, thread: usize) -> Result<(
     };
     let Some(tracee) = proc.threads.get_mut(thread) else { return Ok(()) };
     let failed = |e: Error| e.context(format!("giving process {pid} its descriptors"));
+    // Its own limit comes later, and may be what allows these numbers.
+    if let Ok((_, hard)) = task::rlimit(tracee.tid(), libc::RLIMIT_NOFILE) {
+        let _ = task::set_rlimit(tracee.tid(), libc::RLIMIT_NOFILE, (hard, hard));
+    }
     channel.send(tracee, &region, &mut link, &passes).map_err(failed)?;
     Link::close(link, tracee).map_err(failed)
 }

@@ -138,6 +138,7 @@ impl Files {
     /// # Errors
     /// What could not be opened, and which process had it.
     pub fn open(ctx: &mut Context, sockets: &Sockets) -> Result<Self> {
+        inside::many_descriptors();
         let mut files = Self::default();
         for (container, ids) in by_container(ctx) {
             let named = |ctx: &Context, id: Id, e: Error| e.context(name_of(&ctx.state, id));
