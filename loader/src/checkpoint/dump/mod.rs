@@ -193,6 +193,7 @@ fn containers(ctx: &mut Context) {
             name: c.name.clone(),
             spec: c.spec.clone(),
             init: ctx.procs.iter().find(|p| p.pid == c.init).map_or(0, |p| p.ns_pid),
+            age_ns: clocks::age(&ctx.procfs, c.init).unwrap_or(0),
             pid_namespace: if c.own_pid_namespace { i as u32 } else { 0 },
             ..ContainerState::default()
         })
@@ -213,10 +214,11 @@ fn let_go(link: &Link, ctx: &mut Context) -> Result<()> {
     if std::mem::replace(&mut ctx.released, true) {
         return Ok(());
     }
+    let cleaned = task::clean(ctx);
     if ctx.order.paused {
         link.ask(&Event::Detaching)?;
     }
-    task::release(ctx)
+    cleaned.and(task::release(ctx))
 }
 
 /// Ends all containers.

@@ -330,17 +330,26 @@ impl Questions {
     }
 }
 
+/// Takes away what was mapped into the processes. Before [`release`], and before anybody is frozen again: frozen
+/// processes make no calls.
+///
+/// # Errors
+/// The first of those that happened; all processes have been tried.
+pub fn clean(ctx: &mut Context) -> Result<()> {
+    let mut outcome = Ok(());
+    for proc in ctx.procs.iter_mut().rev() {
+        let outcome_of_one = release_one(proc);
+        outcome = outcome.and(outcome_of_one);
+    }
+    outcome
+}
+
 /// Lets all processes go on, as if nobody had looked at them.
 ///
 /// # Errors
 /// The first of those that happened; all processes that live have been let go nevertheless.
 pub fn release(ctx: &mut Context) -> Result<()> {
-    let mut outcome = Ok(());
-    for i in (0..ctx.procs.len()).rev() {
-        let Some(proc) = ctx.procs.get_mut(i) else { continue };
-        let outcome_of_one = release_one(proc);
-        outcome = outcome.and(outcome_of_one);
-    }
+    let mut outcome = clean(ctx);
     // All regions are gone before anybody runs.
     for proc in &mut ctx.procs {
         for tracee in std::mem::take(&mut proc.threads) {

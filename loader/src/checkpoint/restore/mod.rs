@@ -161,6 +161,7 @@ fn report(ctx: &Context) -> Report {
             .iter()
             .map(|p| p.cpu_ns.0.saturating_add(p.cpu_ns.1))
             .fold(0, u64::saturating_add),
+        saved_wall_ns: ctx.state.containers.iter().map(|c| c.age_ns).max().unwrap_or(0),
         ..Report::default()
     }
 }

@@ -16,6 +16,8 @@ pub struct ContainerState {
     pub spec: String,
     /// Pid of its init in its pid namespace.
     pub init: i32,
+    /// How long its init had lived, nanoseconds.
+    pub age_ns: u64,
     /// Index of the container whose pid namespace it lives in; its own: its own index.
     pub pid_namespace: Id,
     /// It has a terminal.
