@@ -5,8 +5,9 @@ use airlock_loader::boot::FdTable;
 use airlock_loader::container::{Container, Process, State};
 use airlock_loader::loader::{ContainerParts, ExecRequest, Loader};
 use airlock_wire::api::airlock::{
-    ContainerInfo, Exec, ExecReply, Info, List, Methods, PauseContainer, PrepareArgs, PrepareSubcontainer,
-    Prepared, ResumeContainer, SharedMounts, SignalForward, StartContainer, Supervise, SuperviseArgs,
+    ContainerInfo, Exec, ExecReply, Generation, Info, List, Methods, PauseContainer, PrepareArgs,
+    PrepareSubcontainer, Prepared, ResumeContainer, SharedMounts, SignalForward, StartContainer, Supervise,
+    SuperviseArgs,
 };
 use airlock_wire::api::types::{Empty, Json};
 use airlock_wire::error::{Error, Kind, Result};
@@ -56,6 +57,8 @@ pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
     });
     let l = loader.clone();
     registry.on::<Info>(move |_, args| Ok(info(&l, &*l.container(&args.cid)?)));
+    let l = loader.clone();
+    registry.on::<Generation>(move |_, Empty {}| Ok(l.generation().to_owned()));
     let l = loader.clone();
     registry.on::<List>(move |_, Empty {}| Ok(l.containers().iter().map(|c| info(&l, c)).collect()));
     registry.on::<Methods>(move |_, Empty {}| Ok(Json(airlock_wire::api::all_methods())));

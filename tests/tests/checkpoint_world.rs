@@ -284,3 +284,26 @@ fn connections_that_leave_the_sandbox_are_kept_if_asked_for() {
     copy.delete();
     assert_eq!(network.says(), "end");
 }
+
+#[test]
+fn every_copy_has_a_generation_of_its_own() {
+    need!("busybox");
+    let (state, dir) = (State::new(), tempfile::tempdir().unwrap());
+    let bundle = Bundle::new(&["sh", "-c", &shell("true", "echo ok")]);
+    let first = Running::start(&state, &bundle, dir.path());
+    first.wait_for("ready\n");
+    let image = dir.path().join("image");
+    first.checkpoint(&image, &["--leave-running"]);
+    let copies: Vec<_> =
+        (0..2).map(|_| Running::restore(&state, &bundle, &image, dir.path(), &[])).collect();
+    let mut seen = Vec::new();
+    for container in copies.iter().chain([&first]) {
+        let inside = state.ok(["exec", &container.id, "cat", "/dev/airlock-generation"]);
+        let told = state.ok(["call", "--sandbox", &container.id, "Airlock.Generation"]);
+        assert_eq!(inside.trim().len(), 36, "{inside}");
+        assert!(told.contains(inside.trim()), "{told} {inside}");
+        assert!(!seen.contains(&inside));
+        seen.push(inside);
+    }
+    copies.iter().chain([&first]).for_each(|c| c.delete());
+}

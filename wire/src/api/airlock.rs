@@ -24,6 +24,9 @@ crate::methods! {
     Info: ContainerId => ContainerInfo;
     /// Describes every container, the root container first.
     List: Empty => Vec<ContainerInfo>;
+    /// The sandbox's generation ID: random, and another one in each sandbox that was restored or forked from the same
+    /// image. Its containers find it in `/dev/airlock-generation`.
+    Generation: Empty => String;
     /// Lists every method that this sandbox answers.
     Methods: Empty => Json<Vec<MethodInfo>>;
     /// Names the mounts that the containers of this pod share (mount hints of type tmpfs).
