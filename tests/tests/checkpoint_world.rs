@@ -294,8 +294,7 @@ fn every_copy_has_a_generation_of_its_own() {
     first.wait_for("ready\n");
     let image = dir.path().join("image");
     first.checkpoint(&image, &["--leave-running"]);
-    let copies: Vec<_> =
-        (0..2).map(|_| Running::restore(&state, &bundle, &image, dir.path(), &[])).collect();
+    let copies: Vec<_> = (0..2).map(|_| Running::restore(&state, &bundle, &image, dir.path(), &[])).collect();
     let mut seen = Vec::new();
     for container in copies.iter().chain([&first]) {
         let inside = state.ok(["exec", &container.id, "cat", "/dev/airlock-generation"]);

@@ -229,7 +229,7 @@ fn defaults_of_every_method() {
         state: Save;
         usage: Collect;
         debug: Stacks;
-        airlock: Continue PrepareSubcontainer StartContainer PauseContainer ResumeContainer Supervise Exec Info List Methods SignalForward SharedMounts
+        airlock: Continue PrepareSubcontainer StartContainer PauseContainer ResumeContainer Supervise Exec Info Generation List Methods SignalForward SharedMounts
             Checkpoint Restore RestoreContainer CheckpointProgress;
     }
 }
