@@ -12,10 +12,9 @@ use airlock_wire::error::{Error, Result};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{FileStat, Mode, fstatat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
+use nix::unistd::read;
 use std::cmp::Ordering;
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 /// A thread of a saved process.
@@ -197,16 +196,34 @@ pub struct Directories {
 /// When `/proc` cannot be read or the container's mount namespace not be entered.
 pub fn look(procfs: &ProcFs, init: i32, tables: &[i32], fs: &[i32]) -> Result<Seen> {
     let target = process::pidfd_open(init)?;
-    let mounts = String::from_utf8_lossy(&procfs.read_whole(init, "mountinfo")?)
-        .lines()
-        .filter_map(Mount::parse)
-        .collect();
     inside::run(target.as_fd(), libc::CLONE_NEWNS, || {
-        let tables = tables.iter().map(|tid| table(procfs, *tid)).collect::<Result<_>>()?;
-        let fs = fs.iter().map(|tid| directories(procfs, *tid)).collect::<Result<_>>()?;
+        let text = read_all(procfs.root(), "thread-self/mountinfo")?;
+        let mounts: Vec<Mount> = String::from_utf8_lossy(&text).lines().filter_map(Mount::parse).collect();
+        // Programs that serve filesystems stand still: to ask those for anything would take for ever.
+        let fuse = mounts.iter().any(|m| m.fstype.starts_with("fuse")) && serves(procfs, tables);
+        let mute: &[Mount] = if fuse { &mounts } else { &[] };
+        let tables = tables.iter().map(|tid| table(procfs, *tid, mute)).collect::<Result<_>>()?;
+        let fs = fs.iter().map(|tid| directories(procfs, *tid, mute)).collect::<Result<_>>()?;
         Ok(Seen { tables, fs, mounts })
     })
 }
+
+/// One of the tasks has `/dev/fuse` open.
+fn serves(procfs: &ProcFs, tables: &[i32]) -> bool {
+    tables.iter().any(|tid| {
+        let Ok(numbers) = numbers(procfs, *tid) else { return false };
+        numbers.iter().any(|fd| {
+            readlinkat(procfs.root(), format!("{tid}/fd/{fd}").as_str()).is_ok_and(|l| l == "/dev/fuse")
+        })
+    })
+}
+
+/// It is on a filesystem that a program serves.
+fn is_fuse(mounts: &[Mount], is: impl Fn(&Mount) -> bool) -> bool {
+    mounts.iter().rfind(|m| is(m)).is_some_and(|m| m.fstype.starts_with("fuse"))
+}
+
+const SERVED: &str = "it is on a filesystem that a program of the sandbox serves (FUSE)";
 
 /// As [`look`], for descriptors of this process (which came in a message, say).
 ///
@@ -218,58 +235,82 @@ pub fn look_at_own(procfs: &ProcFs, init: i32, fds: &[BorrowedFd<'_>]) -> Result
     let (dir, me) = (procfs.root(), std::process::id());
     let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     inside::run(target.as_fd(), libc::CLONE_NEWNS, || {
-        numbers.iter().filter_map(|fd| descriptor(dir, &me.to_string(), *fd).transpose()).collect()
+        numbers.iter().filter_map(|fd| descriptor(dir, &me.to_string(), *fd, &[]).transpose()).collect()
     })
 }
 
-fn table(procfs: &ProcFs, tid: i32) -> Result<Vec<Raw>> {
-    let during = |e: Errno| Error::from(e).context(format!("reading the descriptors of task {tid}"));
-    let root = procfs.root();
-    let path = format!("{tid}/fd");
+fn numbers(procfs: &ProcFs, tid: i32) -> Result<Vec<RawFd>> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut numbers: Vec<RawFd> = Dir::openat(root, path.as_str(), flags, Mode::empty())
-        .map_err(during)?
-        .iter()
-        .filter_map(|e| e.ok()?.file_name().to_str().ok()?.parse().ok())
-        .collect();
+    let mut numbers: Vec<RawFd> =
+        Dir::openat(procfs.root(), format!("{tid}/fd").as_str(), flags, Mode::empty())?
+            .iter()
+            .filter_map(|e| e.ok()?.file_name().to_str().ok()?.parse().ok())
+            .collect();
     numbers.sort_unstable();
-    let base = openat(
-        root,
-        tid.to_string().as_str(),
-        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(during)?;
-    numbers.into_iter().filter_map(|fd| descriptor(base.as_fd(), "", fd).transpose()).collect()
+    Ok(numbers)
+}
+
+fn table(procfs: &ProcFs, tid: i32, mute: &[Mount]) -> Result<Vec<Raw>> {
+    let during = |e: Error| e.context(format!("reading the descriptors of task {tid}"));
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let base = openat(procfs.root(), tid.to_string().as_str(), flags, Mode::empty())
+        .map_err(|e| during(e.into()))?;
+    let numbers = numbers(procfs, tid).map_err(during)?;
+    numbers.into_iter().filter_map(|fd| descriptor(base.as_fd(), "", fd, mute).transpose()).collect()
+}
+
+/// A small file of a procfs, whole.
+fn read_all(base: BorrowedFd<'_>, path: &str) -> nix::Result<Vec<u8>> {
+    let file = openat(base, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let mut bytes = vec![0; 4096];
+    let mut len = 0;
+    loop {
+        match read(&file, &mut bytes[len..]) {
+            Ok(0) => break,
+            Ok(n) => len += n,
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e),
+        }
+        if len == bytes.len() {
+            bytes.resize(2 * len, 0);
+        }
+    }
+    bytes.truncate(len);
+    Ok(bytes)
 }
 
 /// Reads one descriptor; none when it has been closed meanwhile (a description that another task shares may be).
-fn descriptor(base: BorrowedFd<'_>, prefix: &str, fd: RawFd) -> Result<Option<Raw>> {
+fn descriptor(base: BorrowedFd<'_>, prefix: &str, fd: RawFd, mute: &[Mount]) -> Result<Option<Raw>> {
     let at =
         |what: &str| if prefix.is_empty() { format!("{what}/{fd}") } else { format!("{prefix}/{what}/{fd}") };
     let link = at("fd");
-    let stat = match fstatat(base, link.as_str(), AtFlags::empty()) {
+    let during = |e: Errno| Error::from(e).context(format!("looking at descriptor {fd}"));
+    let info = match read_all(base, &at("fdinfo")) {
+        Ok(text) => FdInfo::parse(&String::from_utf8_lossy(&text)),
+        Err(Errno::ENOENT) => return Ok(None),
+        Err(e) => return Err(during(e)),
+    };
+    let served = is_fuse(mute, |m| m.id == info.mnt_id);
+    // Of those that cannot be asked, nothing but the path is known.
+    let stat = if served { fstat(base) } else { fstatat(base, link.as_str(), AtFlags::empty()) };
+    let stat = match stat {
         Ok(stat) => stat,
         Err(Errno::ENOENT) => return Ok(None),
-        Err(e) => return Err(Error::from(e).context(format!("looking at descriptor {fd}"))),
+        Err(e) => return Err(during(e)),
     };
-    let mut raw = Raw { fd, link: String::new(), problem: None, stat, info: FdInfo::default(), named: None };
+    let mut raw = Raw { fd, link: String::new(), problem: None, stat, info, named: None };
     match readlinkat(base, link.as_str()).map(std::ffi::OsString::into_string) {
+        Ok(Ok(text)) if served => {
+            raw.problem = Some(format!("{text}: {SERVED}"));
+            raw.link = text;
+        }
         Ok(Ok(text)) => raw.link = text,
         Ok(Err(bytes)) => {
             raw.problem = Some(format!("its path {:?} is not UTF-8 text", bytes.to_string_lossy()));
         }
         Err(e) => raw.problem = Some(format!("its path cannot be read ({e})")),
     }
-    let mut text = Vec::new();
-    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    match openat(base, at("fdinfo").as_str(), flags, Mode::empty()) {
-        Ok(file) => File::from(file).read_to_end(&mut text)?,
-        Err(Errno::ENOENT) => return Ok(None),
-        Err(e) => return Err(Error::from(e).context(format!("reading fdinfo of descriptor {fd}"))),
-    };
-    raw.info = FdInfo::parse(&String::from_utf8_lossy(&text));
-    if raw.link.starts_with('/') {
+    if raw.link.starts_with('/') && !served {
         raw.named = identity_at(&raw.link);
     }
     Ok(Some(raw))
@@ -280,12 +321,17 @@ fn identity_at(path: &str) -> Option<(u64, u64)> {
     fstatat(nix::fcntl::AT_FDCWD, path, AtFlags::AT_SYMLINK_NOFOLLOW).ok().map(|s| (s.st_dev, s.st_ino))
 }
 
-fn directories(procfs: &ProcFs, tid: i32) -> Result<Directories> {
+fn directories(procfs: &ProcFs, tid: i32, mute: &[Mount]) -> Result<Directories> {
+    let during = |e: Errno, name: &str| Error::from(e).context(format!("reading {name} of task {tid}"));
+    let cwd = readlinkat(procfs.root(), format!("{tid}/cwd").as_str()).map_err(|e| during(e, "cwd"))?;
+    if is_fuse(mute, |m| std::path::Path::new(&cwd).starts_with(&m.path)) {
+        let problem = Some(format!("its current directory {cwd:?}: {SERVED}"));
+        return Ok(Directories { state: FsState::default(), problem });
+    }
     let read = |name: &str| -> Result<(std::ffi::OsString, bool)> {
         let path = format!("{tid}/{name}");
-        let during = |e: Errno| Error::from(e).context(format!("reading {name} of task {tid}"));
-        let link = readlinkat(procfs.root(), path.as_str()).map_err(during)?;
-        let stat = fstatat(procfs.root(), path.as_str(), AtFlags::empty()).map_err(during)?;
+        let link = readlinkat(procfs.root(), path.as_str()).map_err(|e| during(e, name))?;
+        let stat = fstatat(procfs.root(), path.as_str(), AtFlags::empty()).map_err(|e| during(e, name))?;
         let there = link.to_str().and_then(identity_at) == Some((stat.st_dev, stat.st_ino));
         Ok((link, there))
     };
