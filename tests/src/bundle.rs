@@ -66,7 +66,11 @@ impl Bundle {
 /// Copies a program, by way of another process: what this one has open for writing is inherited for a moment by whatever
 /// other tests start at the same time, and cannot be executed that long (ETXTBSY).
 pub fn copy_program(from: &Path, to: &Path) {
-    let copied = std::process::Command::new("cp").arg("--").args([from, to]).status().unwrap();
+    let copied = std::process::Command::new("cp")
+        .args(["--preserve=timestamps,mode", "--"])
+        .args([from, to])
+        .status()
+        .unwrap();
     assert!(copied.success(), "cp {} {}", from.display(), to.display());
 }
 
