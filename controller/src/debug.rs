@@ -3,10 +3,12 @@
 use airlock_loader::loader::Loader;
 use airlock_loader::symbols::Symbols;
 use airlock_loader::sys::backtrace;
+use airlock_loader::worker::KernelStacks;
 use airlock_wire::api::debug::Stacks;
 use airlock_wire::api::types::Empty;
 use airlock_wire::error::Result;
 use airlock_wire::registry::Registry;
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -29,13 +31,25 @@ fn stacks(loader: &Loader) -> Result<String> {
         }
         text.push('\n');
     }
+    let mut threads = Vec::new();
+    for container in loader.containers() {
+        for pid in loader.pids_of(&container)? {
+            threads.extend(procfs.threads(pid).unwrap_or_default().into_iter().map(|tid| (pid, tid)));
+        }
+    }
+    // Only CAP_SYS_ADMIN may read kernel stacks, and the loader has given it up.
+    let kernel = match loader.work(KernelStacks(threads.clone()), &[]) {
+        Ok((stacks, ..)) => stacks,
+        Err(e) => vec![Err(e.to_string()); threads.len()],
+    };
+    let kernel: HashMap<_, _> = threads.into_iter().zip(kernel).collect();
     for container in loader.containers() {
         for pid in loader.pids_of(&container)? {
             // A process that has just ended has no stack to show.
             let Ok(stat) = procfs.stat(pid) else { continue };
             let _ = writeln!(text, "container {:?} process {pid} [{}]:", container.cid, stat.comm);
             for tid in procfs.threads(pid).unwrap_or_default() {
-                describe_thread(loader, pid, tid, &mut text);
+                describe_thread(loader, pid, tid, kernel.get(&(pid, tid)), &mut text);
             }
             text.push('\n');
         }
@@ -43,7 +57,13 @@ fn stacks(loader: &Loader) -> Result<String> {
     Ok(text)
 }
 
-fn describe_thread(loader: &Loader, pid: i32, tid: i32, text: &mut String) {
+fn describe_thread(
+    loader: &Loader,
+    pid: i32,
+    tid: i32,
+    kernel: Option<&std::result::Result<String, String>>,
+    text: &mut String,
+) {
     let procfs = loader.procfs();
     let read = |name: &str| procfs.read_path(&format!("{pid}/task/{tid}/{name}"));
     let state =
@@ -54,15 +74,15 @@ fn describe_thread(loader: &Loader, pid: i32, tid: i32, text: &mut String) {
         Err(e) => format!(", wait channel not readable: {e}"),
     };
     let _ = writeln!(text, "\tthread {tid}: state {state}{waiting}");
-    match read("stack") {
-        Ok(stack) => {
+    match kernel {
+        Some(Ok(stack)) => {
             for line in stack.lines() {
                 let _ = writeln!(text, "\t\t{line}");
             }
         }
-        // Only CAP_SYS_ADMIN of the host may read kernel stacks, and the loader has given it up.
-        Err(e) => {
+        Some(Err(e)) => {
             let _ = writeln!(text, "\t\tkernel stack not readable: {e}");
         }
+        None => {}
     }
 }

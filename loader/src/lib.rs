@@ -15,3 +15,4 @@ pub mod seccomp;
 pub mod spawner;
 pub mod symbols;
 pub mod sys;
+pub mod worker;

@@ -9,12 +9,14 @@ mod parts;
 mod pause;
 mod processes;
 mod signal;
+mod work;
 
 pub use exec::{ExecRequest, Executed};
 pub use lifecycle::Prepared;
 pub use parts::ContainerParts;
 pub(crate) use parts::Layer;
 pub use signal::DeliveryMode;
+pub use work::Working;
 
 use crate::checkpoint::image::Generation;
 use crate::container::{Container, Process, State, lock};

@@ -9,6 +9,7 @@
 use crate::checkpoint;
 use crate::init;
 use crate::sys::process::{self, ForkOptions, Forked, Reaped};
+use crate::worker;
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -27,8 +28,19 @@ struct ForkRequest {
     new_pid_namespace: bool,
     join_pid_namespace: bool,
     into_cgroup: bool,
-    /// An agent for a checkpoint or restore instead of a container's process.
-    agent: bool,
+    role: Role,
+}
+
+/// What becomes of a process that the spawner forks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// A container's process ([`crate::init`]).
+    #[default]
+    Container,
+    /// An agent for a checkpoint or restore ([`crate::checkpoint::agent`]), in the spawner's namespaces.
+    Agent,
+    /// Does one job ([`crate::worker`]), in the spawner's namespaces.
+    Worker,
 }
 
 /// The new process' pid in the sandbox's namespace (with its pidfd), or an errno.
@@ -128,7 +140,7 @@ fn fork_one(
         ..ForkOptions::default()
     });
     if let Ok(Forked::Child) = forked {
-        child(ends, channel, request.agent);
+        child(ends, channel, request.role);
     }
     if pid_namespace.is_some() {
         process::setns(own.as_fd(), libc::CLONE_NEWPID)?;
@@ -139,7 +151,7 @@ fn fork_one(
     }
 }
 
-fn child(ends: &SpawnerEnds, channel: OwnedFd, agent: bool) -> ! {
+fn child(ends: &SpawnerEnds, channel: OwnedFd, role: Role) -> ! {
     if ends.shared_pid_namespace {
         let _ = process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0, 0, 0);
     }
@@ -147,12 +159,10 @@ fn child(ends: &SpawnerEnds, channel: OwnedFd, agent: bool) -> ! {
     // The spawner's other descriptors are closed by number: their owners live in frames that never return.
     let _ = process::close_all_except(3, &keep);
     let channel = UnixStream::from(channel);
-    let Err(_) = catch_unwind(AssertUnwindSafe(|| {
-        if agent {
-            checkpoint::agent::main(channel)
-        } else {
-            init::main(channel, ends.mount_namespace.as_fd())
-        }
+    let Err(_) = catch_unwind(AssertUnwindSafe(|| match role {
+        Role::Container => init::main(channel, ends.mount_namespace.as_fd()),
+        Role::Agent => checkpoint::agent::main(channel),
+        Role::Worker => worker::main(channel),
     }));
     process::exit_now(101)
 }
@@ -166,8 +176,8 @@ pub struct Placement<'a> {
     pub pid_namespace_of: Option<BorrowedFd<'a>>,
     /// v2 cgroup directory to start in.
     pub into_cgroup: Option<BorrowedFd<'a>>,
-    /// Not a container's process but a checkpoint agent ([`crate::checkpoint::agent`]), in the spawner's namespaces.
-    pub agent: bool,
+    /// What it becomes.
+    pub role: Role,
 }
 
 /// A process that the spawner has just forked; it waits for orders on `channel`.
@@ -204,7 +214,7 @@ impl Spawner {
             new_pid_namespace: placement.new_pid_namespace,
             join_pid_namespace: placement.pid_namespace_of.is_some(),
             into_cgroup: placement.into_cgroup.is_some(),
-            agent: placement.agent,
+            role: placement.role,
         };
         let mut fds = vec![theirs.as_fd()];
         fds.extend(placement.pid_namespace_of);
@@ -218,13 +228,5 @@ impl Spawner {
             (ForkReply::Failed { errno }, _) => Err(Error::from(nix::errno::Errno::from_raw(errno))
                 .context("forking a container process (is the pids limit reached?)")),
         }
-    }
-
-    /// Has an agent for a checkpoint or restore forked ([`crate::checkpoint::agent`]).
-    ///
-    /// # Errors
-    /// As [`Spawner::spawn`].
-    pub fn spawn_agent(&self) -> Result<Spawned> {
-        self.spawn(Placement { agent: true, ..Placement::default() }, |spawned| spawned)
     }
 }

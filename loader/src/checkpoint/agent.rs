@@ -144,7 +144,7 @@ fn run(link: &Link) -> Result<()> {
 }
 
 /// A procfs of the sandbox's pid namespace, which no container can reach.
-fn open_procfs() -> Result<OwnedFd> {
+pub(crate) fn open_procfs() -> Result<OwnedFd> {
     let context = mount::fsopen("proc")?;
     mount::fsconfig_create(context.as_fd())?;
     let attrs = mount::MOUNT_ATTR_NOSUID | mount::MOUNT_ATTR_NODEV | mount::MOUNT_ATTR_NOEXEC;

@@ -18,11 +18,12 @@ pub use save::{CheckpointRequest, Saved};
 use super::Loader;
 use crate::checkpoint::order::Progress;
 use crate::container::{Process, lock};
-use crate::spawner::{Exited, Spawned};
+use crate::spawner::{Exited, Placement, Role, Spawned};
 use airlock_wire::error::{Error, Result};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 
 /// Why a container ended whose sandbox was saved and not resumed.
@@ -57,7 +58,7 @@ pub(super) struct Work {
     opened: Condvar,
     /// Who waits for the next checkpoint. Those who hang up let go of theirs.
     waiting: Mutex<Vec<Weak<Notice>>>,
-    /// Agents that have not been reaped.
+    /// Agents and workers that have not been reaped.
     agents: Mutex<HashMap<i32, Arc<Process>>>,
     /// While containers are being made anew: ends that wait for what the agent says.
     postponed: Mutex<Option<Vec<Exited>>>,
@@ -213,12 +214,20 @@ impl Loader {
 
     /// Has an agent forked, and remembers it so that its end is not taken for a container process'.
     fn spawn_agent(&self) -> Result<conversation::Agent> {
-        let Spawned { pid, pidfd, channel } = self.config.spawner.spawn_agent()?;
-        let process = Process::new(pid, pidfd).ok().map(Arc::new);
-        if let Some(process) = &process {
-            lock(&self.work.agents).insert(pid, process.clone());
-        }
+        let (channel, process) = self.spawn_for(Role::Agent)?;
         Ok(conversation::Agent { channel, process, kept: Mutex::default() })
+    }
+
+    /// Has a process forked that is not a container's, likewise.
+    pub(super) fn spawn_for(&self, role: Role) -> Result<(UnixStream, Option<Arc<Process>>)> {
+        let placement = Placement { role, ..Placement::default() };
+        self.config.spawner.spawn(placement, |Spawned { pid, pidfd, channel }| {
+            let process = Process::new(pid, pidfd).ok().map(Arc::new);
+            if let Some(process) = &process {
+                lock(&self.work.agents).insert(pid, process.clone());
+            }
+            (channel, process)
+        })
     }
 
     /// CPU and wall time in nanoseconds that the restored processes had used when they were saved; zero if the sandbox was

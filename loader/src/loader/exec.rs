@@ -7,7 +7,7 @@ use crate::container::{Container, Process, State, lock};
 use crate::init::personality_of;
 use crate::init::plan::{Answer, ExecOrder, FdLayout, Order};
 use crate::seccomp;
-use crate::spawner::Placement;
+use crate::spawner::{Placement, Role};
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Kind, Result};
 use std::os::fd::{AsFd, OwnedFd};
@@ -70,7 +70,7 @@ impl Loader {
             new_pid_namespace: false,
             pid_namespace_of: (!self.config.shared_pid_namespace).then(|| init.pidfd()),
             into_cgroup: container.cgroup.get().and_then(Cgroup::v2_dir),
-            agent: false,
+            role: Role::Container,
         };
         let seccomp = self.seccomp_program(&container)?;
         let mut fds = container.cgroup.get().map(Cgroup::join_fd).transpose()?.unwrap_or_default();

@@ -7,7 +7,7 @@ use crate::cgroup::Cgroup;
 use crate::container::{Container, Process, State, lock};
 use crate::init::plan::{Answer, CreateOrder, FdLayout, Order};
 use crate::oci::namespaces::joined;
-use crate::spawner::{Placement, Spawned};
+use crate::spawner::{Placement, Role, Spawned};
 use airlock_wire::api::boot::Namespace;
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Kind, Result};
@@ -102,7 +102,7 @@ impl Loader {
             new_pid_namespace: own,
             pid_namespace_of: placement_pid.as_ref().map(|p| p.pidfd()),
             into_cgroup: cgroup.and_then(Cgroup::v2_dir),
-            agent: false,
+            role: Role::Container,
         };
         let passed: Vec<i32> = (0..3).chain(parts.pass.iter().map(|(number, _)| *number)).collect();
         let (process, channel) = self.spawner_fork(container, placement, true)?;

@@ -1,0 +1,48 @@
+//! Jobs for workers ([`crate::worker`]), as the loader gives them.
+#![forbid(unsafe_code)]
+
+use super::Loader;
+use crate::container::Process;
+use crate::spawner::Role;
+use crate::worker::{Job, Task};
+use airlock_wire::binary;
+use airlock_wire::error::{Error, Kind, Result};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+/// A worker whose task goes on. Dropping it closes the channel, which ends the task.
+#[derive(Debug)]
+pub struct Working {
+    /// To the worker.
+    pub channel: UnixStream,
+    /// The worker.
+    pub process: Option<Arc<Process>>,
+}
+
+impl Loader {
+    /// Has a worker do `task`. Blocks until it has answered.
+    ///
+    /// # Errors
+    /// What the task answers; `EAGAIN` at the pids limit; how the worker ended if it ended without a word.
+    pub fn work<T: Task>(
+        &self,
+        task: T,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(T::Reply, Vec<OwnedFd>, Working)> {
+        let (channel, process) = self.spawn_for(Role::Worker)?;
+        let job: Job = task.into();
+        let answered = binary::send(&channel, &job, fds)
+            .and_then(|()| binary::recv::<std::result::Result<T::Reply, Error>>(&channel));
+        match answered {
+            Ok((reply, fds)) => Ok((reply?, fds, Working { channel, process })),
+            Err(e) if e.kind == Kind::Disconnected => {
+                let how = process
+                    .and_then(|p| p.status())
+                    .map_or_else(String::new, |s| format!(" (wait status {s:#x})"));
+                Err(Error::failure(format!("the process for this work ended before it answered{how}")))
+            }
+            Err(e) => Err(e),
+        }
+    }
+}
