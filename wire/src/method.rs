@@ -16,6 +16,13 @@ pub trait Method {
     const DOC: &'static str;
     /// Which descriptors it takes and returns, for people; empty for none.
     const FDS: &'static str;
+    /// The errors that are its own, for people; empty for a method that fails only as every call may: because its
+    /// argument cannot be read, or the sandbox ends.
+    const ERRORS: &'static str;
+    /// How long it may take, for people; empty for one that answers at once.
+    const BLOCKS: &'static str;
+    /// The seed or reference it comes from, for people.
+    const SOURCE: &'static str;
     /// The argument. A JSON `null` stands for its default.
     type Arg: Serialize + DeserializeOwned + Default + Send + 'static;
     /// The result.
@@ -30,6 +37,9 @@ pub trait Method {
             name: Self::NAME.to_owned(),
             doc: Self::DOC.to_owned(),
             fds: Self::FDS.to_owned(),
+            errors: Self::ERRORS.to_owned(),
+            blocks: Self::BLOCKS.to_owned(),
+            source: Self::SOURCE.to_owned(),
             arg: crate::schema::of::<Self::Arg>(),
             result: crate::schema::of::<Self::Reply>(),
         }
@@ -46,10 +56,22 @@ pub struct MethodInfo {
     pub doc: String,
     /// Descriptors it takes and returns; empty for none.
     pub fds: String,
+    /// Errors that are its own; empty for none.
+    pub errors: String,
+    /// How long it may take; empty when it answers at once.
+    pub blocks: String,
+    /// Where it comes from: gVisor's source, or airlock itself.
+    pub source: String,
     /// The argument's shape: an object of field name to type name (nested for structures), or a type name.
     pub arg: serde_json::Value,
     /// The result's shape, likewise.
     pub result: serde_json::Value,
+}
+
+/// `own`, or `common` where that is empty; for [`methods!`](crate::methods).
+#[doc(hidden)]
+pub const fn or_common(own: &'static str, common: &'static str) -> &'static str {
+    if own.is_empty() { common } else { own }
 }
 
 /// Declares the methods of one receiver.
@@ -57,20 +79,30 @@ pub struct MethodInfo {
 /// ```
 /// use airlock_wire::api::types::Empty;
 /// airlock_wire::methods! {
-///     receiver "Clock";
+///     receiver "Clock", from "the manual of clocks";
 ///     /// Says what time it is, in nanoseconds since boot.
 ///     Now: Empty => u64;
-///     /// Writes a line to a file every second.
-///     Tick: String => Empty, fds "in: the file";
+///     /// Writes a line to a file every second, n times.
+///     Tick: u32 => Empty, fds "in: the file", errors "`no file came`", blocks "n seconds";
 /// }
 /// assert_eq!(<Now as airlock_wire::Method>::NAME, "Clock.Now");
+/// assert_eq!(<Tick as airlock_wire::Method>::SOURCE, "the manual of clocks");
 /// assert_eq!(methods().len(), 2);
 /// ```
 ///
-/// Each entry makes a unit struct that implements [`Method`]; `methods()` lists them in order.
+/// Each entry makes a unit struct that implements [`Method`]; `methods()` lists them in order. What follows the types
+/// is for people, each part optional, in this order: `fds` (descriptors, [`Method::FDS`]), `errors`
+/// ([`Method::ERRORS`]), `blocks` ([`Method::BLOCKS`]), `from` ([`Method::SOURCE`], when it is not the receiver's).
 #[macro_export]
 macro_rules! methods {
-    (receiver $receiver:literal; $( $(#[doc = $doc:literal])+ $name:ident : $arg:ty => $reply:ty $(, fds $fds:literal)? ; )+) => {
+    (receiver $receiver:literal $(, from $common:literal)?; $(
+        $(#[doc = $doc:literal])+
+        $name:ident : $arg:ty => $reply:ty
+            $(, fds $fds:literal)? $(, errors $errors:literal)? $(, blocks $blocks:literal)? $(, from $from:literal)? ;
+    )+) => {
+        /// Where these methods come from, unless one says otherwise.
+        const COMMON_SOURCE: &str = concat!("" $(, $common)?);
+
         $(
             $(#[doc = $doc])+
             #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +112,10 @@ macro_rules! methods {
                 const NAME: &'static str = concat!($receiver, ".", stringify!($name));
                 const DOC: &'static str = concat!($($doc),+).trim_ascii();
                 const FDS: &'static str = concat!("" $(, $fds)?);
+                const ERRORS: &'static str = concat!("" $(, $errors)?);
+                const BLOCKS: &'static str = concat!("" $(, $blocks)?);
+                const SOURCE: &'static str =
+                    $crate::method::or_common(concat!("" $(, $from)?), COMMON_SOURCE);
                 type Arg = $arg;
                 type Reply = $reply;
             }
