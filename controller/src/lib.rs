@@ -9,6 +9,7 @@ mod debug;
 mod lifecycle;
 mod logging;
 mod proc;
+mod trace;
 mod usage;
 
 use airlock_loader::loader::Loader;
@@ -30,6 +31,7 @@ pub fn handlers(loader: &Arc<Loader>) -> Registry {
     logging::register(&mut registry);
     usage::register(&mut registry, loader);
     debug::register(&mut registry, loader);
+    trace::register(&mut registry, loader);
     airlock::register(&mut registry, loader);
     registry
 }

@@ -9,6 +9,7 @@ use nix::sys::stat::{Mode, fstatat};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 /// A detached procfs of the sandbox's pid namespace.
 #[derive(Debug)]
@@ -169,6 +170,21 @@ impl ProcFs {
     /// As [`ProcFs::read`].
     pub fn threads(&self, pid: i32) -> Result<Vec<i32>> {
         self.numbers(&format!("{pid}/task"))
+    }
+
+    /// Numbers of the descriptors of a process, ascending.
+    ///
+    /// # Errors
+    /// As [`ProcFs::read`].
+    pub fn descriptors(&self, pid: i32) -> Result<Vec<i32>> {
+        self.numbers(&format!("{pid}/fd"))
+    }
+
+    /// Time since boot; zero when it cannot be read.
+    pub fn uptime(&self) -> Duration {
+        let text = self.read_path("uptime").unwrap_or_default();
+        let seconds = text.split_ascii_whitespace().next().and_then(|s| s.parse::<f64>().ok());
+        seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or_default()
     }
 
     /// All processes of the sandbox's pid namespace, ascending.

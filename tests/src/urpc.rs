@@ -169,6 +169,7 @@ fn binary(client: &mut Client, method: &str, arg: &Value, fds: &[BorrowedFd<'_>]
         cm::DestroySubcontainer,
         cm::ExecuteAsync,
         cm::Processes,
+        cm::ProcfsDump,
         cm::Signal,
         cm::Wait,
         cm::WaitPID,

@@ -61,6 +61,7 @@ pub fn json(data: &[u8]) {
     check::<cm::ExecArgs>(data);
     check::<Json<cm::EventOut>>(data);
     check::<Vec<cm::Process>>(data);
+    check::<Vec<crate::api::procfs::ProcessProcfsDump>>(data);
     check::<logging::LoggingArgs>(data);
     check::<lifecycle::SignalContainerArgs>(data);
     check::<proc::PsArgs>(data);

@@ -3,7 +3,9 @@
 
 use super::Loader;
 use crate::procfs::{Stat, tty_name};
+use crate::worker::{ProcfsDump, ProcfsDumped};
 use airlock_wire::api::container_manager::Process;
+use airlock_wire::api::procfs::ProcessProcfsDump;
 use airlock_wire::api::types::List;
 use airlock_wire::error::Result;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,6 +20,27 @@ impl Loader {
     /// # Errors
     /// When the cgroup cannot be read.
     pub fn processes(&self, cid: &str) -> Result<Vec<Process>> {
+        let pids = self.pids(cid)?;
+        let uptime = self.procfs().uptime();
+        let now = SystemTime::now();
+        // A process that ends while it is looked at is left out.
+        Ok(pids.into_iter().filter_map(|pid| self.describe(pid, uptime, now).ok()).collect())
+    }
+
+    /// What procfs shows of every process of every container, ascending by pid. Blocks until a worker has read it.
+    ///
+    /// # Errors
+    /// When a cgroup cannot be read; those of [`Loader::work`].
+    pub fn procfs_dump(&self) -> Result<Vec<ProcessProcfsDump>> {
+        let (ProcfsDumped { dumps, skipped }, ..) = self.work(ProcfsDump(self.pids("")?), &[])?;
+        for (pid, why) in skipped {
+            log::warn!("skipping procfs dump for PID {pid}: {why}");
+        }
+        Ok(dumps.into_iter().map(|dump| dump.0).collect())
+    }
+
+    /// Pids of container `cid`, or of all containers when it is empty, ascending.
+    fn pids(&self, cid: &str) -> Result<Vec<i32>> {
         let mut pids = Vec::new();
         for container in self.containers() {
             if cid.is_empty() || container.cid == cid {
@@ -25,10 +48,7 @@ impl Loader {
             }
         }
         pids.sort_unstable();
-        let uptime = self.uptime();
-        let now = SystemTime::now();
-        // A process that ends while it is looked at is left out.
-        Ok(pids.into_iter().filter_map(|pid| self.describe(pid, uptime, now).ok()).collect())
+        Ok(pids)
     }
 
     fn describe(&self, pid: i32, uptime: Duration, now: SystemTime) -> Result<Process> {
@@ -48,12 +68,6 @@ impl Loader {
             time: go_duration(ticks(stat.stime)),
             cmd: stat.comm,
         })
-    }
-
-    fn uptime(&self) -> Duration {
-        let text = self.procfs().read_path("uptime").unwrap_or_default();
-        let seconds = text.split_ascii_whitespace().next().and_then(|s| s.parse::<f64>().ok());
-        seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or_default()
     }
 }
 

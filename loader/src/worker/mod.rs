@@ -10,8 +10,10 @@
 #![forbid(unsafe_code)]
 
 mod kernel_stacks;
+mod procfs_dump;
 
 pub use kernel_stacks::KernelStacks;
+pub use procfs_dump::{ProcfsDump, ProcfsDumped};
 
 use crate::checkpoint::agent::open_procfs;
 use crate::procfs::ProcFs;
@@ -76,11 +78,19 @@ pub struct Worker {
 pub enum Job {
     /// See [`KernelStacks`].
     KernelStacks(KernelStacks),
+    /// See [`ProcfsDump`].
+    ProcfsDump(ProcfsDump),
 }
 
 impl From<KernelStacks> for Job {
     fn from(task: KernelStacks) -> Self {
         Self::KernelStacks(task)
+    }
+}
+
+impl From<ProcfsDump> for Job {
+    fn from(task: ProcfsDump) -> Self {
+        Self::ProcfsDump(task)
     }
 }
 
@@ -101,6 +111,7 @@ fn serve(channel: UnixStream) -> Result<()> {
     };
     match job {
         Job::KernelStacks(task) => answer(&worker, task, fds),
+        Job::ProcfsDump(task) => answer(&worker, task, fds),
     }
 }
 

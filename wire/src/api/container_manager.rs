@@ -1,6 +1,7 @@
 //! `containerManager`: containers and their processes (gVisor's `runsc/boot/controller.go`).
 
 use super::checkpoint::{RestoreOpts, SaveOpts, Savings};
+use super::procfs::ProcessProcfsDump;
 use super::types::{Empty, GoferMountConf, Json, List, RawJson, SpecJson};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -53,6 +54,9 @@ crate::methods! {
     WaitRestore: Empty => Empty;
     /// What a restore has saved, compared with a start.
     GetSavings: Empty => Savings;
+    /// What proc(5) shows of every process of every container, by pid; null when there is none. A process that ends
+    /// while it is looked at, or that no longer fits into a message, is left out, and the log says so.
+    ProcfsDump: Empty => Json<List<ProcessProcfsDump>>;
 }
 
 /// State of a container as [`ContainerRuntimeState`] answers it; a number on the wire.

@@ -11,6 +11,7 @@ pub mod debug;
 pub mod lifecycle;
 pub mod logging;
 pub mod proc;
+pub mod procfs;
 pub mod state;
 pub mod types;
 pub mod usage;

@@ -117,6 +117,7 @@ pub enum Command {
     Restore(RestoreArgs),
     Fork(ForkArgs),
     Events(EventsArgs),
+    Trace(TraceArgs),
     Update(UpdateArgs),
     Spec(SpecArgs),
     Features(FeaturesArgs),
@@ -722,6 +723,24 @@ pub struct StatefileArgs {
     /// For ps, fds and maps: only this process, a pid as its container sees it; for diff: the other image
     #[arg(value_name = "PID|IMAGE")]
     pub other: Option<std::ffi::OsString>,
+}
+
+/// What `trace` does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TraceAction {
+    /// What procfs shows of every process of the sandbox: a JSON object for each
+    Procfs,
+}
+
+/// Look on while a sandbox runs
+#[derive(Debug, Clone, Args)]
+pub struct TraceArgs {
+    /// What to do
+    #[arg(value_name = "ACTION", value_enum)]
+    pub action: TraceAction,
+    /// The sandbox, by the id of a container in it
+    #[arg(value_name = "ID")]
+    pub id: String,
 }
 
 /// Call a method of a sandbox and print the reply

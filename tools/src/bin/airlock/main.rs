@@ -133,6 +133,7 @@ fn dispatch(
         "restore" => command!("restore", restore, RestoreArgs, Tail::None),
         "fork" => command!("fork", fork, ForkArgs, Tail::None),
         "events" => command!("events", events, EventsArgs, Tail::None),
+        "trace" => command!("trace", trace, TraceArgs, Tail::None),
         "update" => command!("update", update, UpdateArgs, Tail::None),
         "spec" => command!("spec", spec, SpecArgs, Tail::After(0)),
         "features" => command!("features", features, FeaturesArgs, Tail::None),

@@ -25,5 +25,6 @@ pub mod spec;
 pub mod start;
 pub mod state;
 pub mod statefile;
+pub mod trace;
 pub mod update;
 pub mod wait;
