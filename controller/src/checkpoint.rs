@@ -161,7 +161,7 @@ fn done(done: Done) -> Report {
 }
 
 fn restore(loader: &Arc<Loader>, call: &mut Call<'_>, args: RestoreArgs) -> Result<Report> {
-    let RestoreArgs { restore, tcp_established, parents } = args;
+    let RestoreArgs { restore, tcp_established, parents, on_demand } = args;
     // A state that forbids the call is told before what may be wrong with its arguments.
     loader.may_restore()?;
     let parent_files = (parents as usize).saturating_mul(2);
@@ -171,7 +171,11 @@ fn restore(loader: &Arc<Loader>, call: &mut Call<'_>, args: RestoreArgs) -> Resu
             "an image with parents has its pages in files of their own: HavePagesFile and their descriptors are missing",
         ));
     }
+    if on_demand && !restore.background {
+        return Err(Error::invalid_argument("on_demand: memory that follows the programs takes Background"));
+    }
     let order = RestoreOrder {
+        on_demand,
         have_pages_file: restore.have_pages_file,
         have_device_file: layout.device.is_some(),
         background: restore.background,

@@ -6,15 +6,16 @@
 #![forbid(unsafe_code)]
 
 use super::order::{Event, Order, Progress};
-use super::pages::background::Share;
+use super::pages::background::{Share, Sharing};
 use super::{dump, remote, restore};
 use crate::procfs::ProcFs;
 use crate::sys::{mount, process};
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Result};
 use nix::fcntl::{OFlag, openat};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,15 +47,18 @@ impl Link {
         binary::send(&self.channel, event, &[])
     }
 
-    /// What gives descriptors to the loader to keep ([`Event::Keep`]), from any thread.
+    /// What gives descriptors to the loader to keep ([`Event::Keep`]) and has it forget them, from any thread.
     ///
     /// # Errors
     /// No descriptor is left.
     pub fn keeper(&self) -> Result<Share> {
         let (channel, sending) = (self.channel.try_clone()?, self.sending.clone());
-        Ok(Box::new(move |fd| {
+        Ok(Box::new(move |sharing| {
             let _one = sending.lock().unwrap_or_else(PoisonError::into_inner);
-            binary::send(&channel, &Event::Keep, &[fd])
+            match sharing {
+                Sharing::Keep(fd) => binary::send(&channel, &Event::Keep { number: fd.as_raw_fd() }, &[fd]),
+                Sharing::Forget(fd) => binary::send(&channel, &Event::Forget { number: fd.as_raw_fd() }, &[]),
+            }
         }))
     }
 
@@ -82,6 +86,23 @@ impl Link {
         self.send(event)?;
         match binary::recv::<Order>(&self.channel)? {
             (Order::Continue, _) => Ok(()),
+            (other, _) => Err(out_of_turn(&other)),
+        }
+    }
+
+    /// Blocks until the loader says to continue (true), or `other` is readable (false).
+    ///
+    /// # Errors
+    /// When the loader is gone or says anything else.
+    pub fn continued(&self, other: BorrowedFd<'_>) -> Result<bool> {
+        let mut fds =
+            [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN), PollFd::new(other, PollFlags::POLLIN)];
+        while poll(&mut fds, PollTimeout::NONE) == Err(nix::errno::Errno::EINTR) {}
+        if fds[0].any() != Some(true) {
+            return Ok(false);
+        }
+        match binary::recv::<Order>(&self.channel)? {
+            (Order::Continue, _) => Ok(true),
             (other, _) => Err(out_of_turn(&other)),
         }
     }

@@ -17,7 +17,8 @@ pub enum Order {
     /// `/dev/userfaultfd` as the flags of [`RestoreOrder`] say; at the end, for each container in order, those of its
     /// upper layers on a disk ([`RestoreContainer::on_disk`]).
     Restore(RestoreOrder),
-    /// Answer to [`Event::Interrupted`], [`Event::Detaching`]: freezers are as they have to be.
+    /// Answer to [`Event::Interrupted`], [`Event::Detaching`]: freezers are as they have to be. After a restore on demand
+    /// ([`RestoreOrder::on_demand`]): bring in all pages.
     Continue,
     /// Answer to [`Event::Saved`]: end the containers, or let them go on.
     Release {
@@ -102,6 +103,8 @@ pub struct RestoreOrder {
     pub have_device_file: bool,
     /// Run first, bring pages later.
     pub background: bool,
+    /// With `background`: bring in only what the programs ask for, until told otherwise with [`Order::Continue`].
+    pub on_demand: bool,
     /// Keyed checksum.
     pub key: Option<Vec<u8>>,
     /// Keep connections that leave the sandbox.
@@ -165,7 +168,15 @@ pub enum Event {
     Saved(Report),
     /// A descriptor to be kept until all pages are in: as long as it is open, a program whose pages still follow waits for
     /// them instead of finding zeros, should the agent die. Whoever closes it kills the program first.
-    Keep,
+    Keep {
+        /// By which [`Event::Forget`] names it: the agent's number for it, as long as it has it.
+        number: i32,
+    },
+    /// What is kept under this number need not be kept any more.
+    Forget {
+        /// See [`Event::Keep`].
+        number: i32,
+    },
     /// The restored program runs. With `background` pages are still on their way, and [`Event::PagesIn`] follows.
     Restored(Report),
     /// All pages are there.

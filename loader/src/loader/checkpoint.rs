@@ -64,6 +64,8 @@ pub(super) struct Work {
     postponed: Mutex<Option<Vec<Exited>>>,
     /// A restore that has begun and waits for further containers.
     collecting: Mutex<Option<restore::Collecting>>,
+    /// After a restore on demand: who brings in the rest of the memory, and whether he was asked to.
+    on_demand: Mutex<Option<(UnixStream, bool)>>,
     /// The restore's end, from its begin on.
     restored: OnceLock<Arc<Notice>>,
     /// CPU and wall time that a restore has saved, nanoseconds.
@@ -86,6 +88,7 @@ impl Work {
             agents: Mutex::default(),
             postponed: Mutex::default(),
             collecting: Mutex::default(),
+            on_demand: Mutex::default(),
             restored: OnceLock::new(),
             savings: OnceLock::new(),
             tracking: Mutex::default(),
@@ -197,19 +200,6 @@ impl Loader {
         waiting.retain(|w| w.strong_count() > 0);
         waiting.push(Arc::downgrade(&notice));
         Ok(notice)
-    }
-
-    /// The end of the restore that this sandbox is made by, with all pages.
-    ///
-    /// # Errors
-    /// gVisor's `sandbox is not being restored, cannot wait for restore: state=S`.
-    pub fn restored(&self) -> Result<Arc<Notice>> {
-        self.work.restored.get().cloned().ok_or_else(|| {
-            let state = self.root().map_or("unknown", |root| root.state().name());
-            Error::invalid_state(format!(
-                "sandbox is not being restored, cannot wait for restore: state={state}"
-            ))
-        })
     }
 
     /// Has an agent forked, and remembers it so that its end is not taken for a container process'.

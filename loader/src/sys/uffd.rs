@@ -36,6 +36,9 @@ const UFFDIO_UNREGISTER: u64 = 0x8010_aa01;
 const UFFDIO_WAKE: u64 = 0x8010_aa02;
 const UFFDIO_COPY: u64 = 0xc028_aa03;
 const UFFDIO_ZEROPAGE: u64 = 0xc020_aa04;
+const UFFDIO_WRITEPROTECT: u64 = 0xc018_aa06;
+/// Mode of `UFFDIO_WRITEPROTECT`: nobody is woken.
+const WRITEPROTECT_DONTWAKE: u64 = 2;
 
 /// What a descriptor reports.
 #[derive(Debug)]
@@ -170,6 +173,16 @@ pub fn zero(uffd: BorrowedFd<'_>, to: u64, len: usize) -> (usize, Option<Errno>)
     // SAFETY: four u64; see `copy`.
     let r = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_ZEROPAGE as _, arg.as_mut_ptr()) };
     outcome(r, arg[3] as i64, len)
+}
+
+/// Whether the address space is no more: its processes have ended or executed another program. `at` is any page of it
+/// that is not registered with [`MODE_WP`], where nothing is changed.
+pub fn is_gone(uffd: BorrowedFd<'_>, at: u64, len: u64) -> bool {
+    // struct uffdio_writeprotect: start, len, mode. It looks for the address space before it looks for a registration.
+    let mut arg = [at, len, WRITEPROTECT_DONTWAKE];
+    // SAFETY: three u64; without the mode to protect, and without such a registration, no page is changed.
+    let r = unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_WRITEPROTECT as _, arg.as_mut_ptr()) };
+    r != 0 && Errno::last() == Errno::ESRCH
 }
 
 fn outcome(r: i32, done: i64, len: usize) -> (usize, Option<Errno>) {

@@ -4,6 +4,7 @@
 
 use super::checkpoint::{checkpoint_into, running};
 use super::image::Image;
+use super::restore::Memory;
 use super::start::run_poststart;
 use super::{CreateOptions, create, purge};
 use crate::podspec::Bundle;
@@ -21,6 +22,8 @@ pub struct ForkOptions {
     pub count: u32,
     /// Cgroups are named as systemd does.
     pub systemd_cgroup: bool,
+    /// When their memory comes. On demand they share what none of them touches.
+    pub memory: Memory,
 }
 
 /// The most sandboxes that one call makes.
@@ -71,7 +74,7 @@ pub fn fork(
             let text = config_of_fork(&config, new, options.systemd_cgroup)?;
             let bundle = Bundle::from_text(state.bundle.clone(), text)?;
             let create_options = CreateOptions {
-                image: Some(files.open()?),
+                image: Some((files.open()?, options.memory)),
                 autostart: true,
                 overlay: state.overlay.clone(),
                 systemd_cgroup: options.systemd_cgroup,

@@ -104,8 +104,8 @@ pub struct CreateOptions {
     pub autostart: bool,
     /// Instead of being started the container is restored from an image: at once with `autostart`, else by [`start`].
     pub restore: Option<restore::RestoreOptions>,
-    /// An image that the caller has opened: the container is restored from it at once.
-    pub image: Option<image::Image>,
+    /// An image that the caller has opened, and when its memory comes: the container is restored from it at once.
+    pub image: Option<(image::Image, restore::Memory)>,
     /// User ids that may call the sandbox besides root.
     pub allowed_uids: Vec<u32>,
     /// Overlay over root filesystem and mounts, in gVisor's form (`root:memory`).

@@ -40,6 +40,16 @@ pub struct RestoreOptions {
     pub work_path: Option<PathBuf>,
 }
 
+/// When memory of an image comes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Memory {
+    /// Before the programs run.
+    #[default]
+    First,
+    /// When the programs ask for it: what they do not touch stays in the image alone.
+    OnDemand,
+}
+
 /// The source of a restore, opened.
 #[derive(Debug)]
 pub(super) struct Source {
@@ -52,7 +62,7 @@ impl Source {
     /// What a container is to be restored from while it is created; `None` if that comes later, or never.
     pub fn of(options: &mut CreateOptions) -> Result<Option<Self>> {
         match (options.image.take(), &options.restore) {
-            (Some(image), _) => Ok(Some(Self::new(image))),
+            (Some((image, memory)), _) => Ok(Some(Self::new(image).with(memory))),
             (None, Some(restore)) if options.autostart => Self::open(restore).map(Some),
             _ => Ok(None),
         }
@@ -74,10 +84,16 @@ impl Source {
     pub fn new(image: Image) -> Self {
         let args = RestoreArgs {
             restore: RestoreOpts { have_pages_file: image.pages.is_some(), ..RestoreOpts::default() },
-            tcp_established: false,
             parents: image.parents.len() as u32,
+            ..RestoreArgs::default()
         };
         Self { image, args, log: None }
+    }
+
+    fn with(mut self, memory: Memory) -> Self {
+        self.args.restore.background = memory == Memory::OnDemand;
+        self.args.on_demand = memory == Memory::OnDemand;
+        self
     }
 
     /// Has the sandbox behind `client` restore its root container.

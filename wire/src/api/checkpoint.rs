@@ -286,6 +286,9 @@ pub struct RestoreArgs {
     /// Number of parent images, nearest first. Two descriptors for each come behind those of `restore`: its pages'
     /// metadata and its pages.
     pub parents: u32,
+    /// With `Background`: only pages that the programs ask for are brought in, until `WaitRestore` or a checkpoint wants
+    /// all of them. Sandboxes that are restored so from one image in memory share what none of them touches.
+    pub on_demand: bool,
 }
 
 /// Result of `Airlock.CheckpointProgress`: how far a checkpoint or restore is.

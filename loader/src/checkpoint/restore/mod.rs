@@ -80,7 +80,8 @@ pub fn run(link: &Link, procfs: ProcFs, order: RestoreOrder, mut fds: Vec<OwnedF
     let (filled, waiting) = spaces::build(link, &mut ctx, &source)?;
     pages += filled;
     // Even setting a thread up touches memory.
-    let monitor = if waiting.is_empty() { None } else { Some(follow(link, source, waiting)?) };
+    let on_demand = ctx.order.on_demand;
+    let monitor = if waiting.is_empty() { None } else { Some(follow(link, source, waiting, on_demand)?) };
     watch.step("memory");
     ipc::undo(&mut ctx)?;
     for index in 0..ctx.procs.len() {
@@ -103,7 +104,8 @@ pub fn run(link: &Link, procfs: ProcFs, order: RestoreOrder, mut fds: Vec<OwnedF
     report.phases = watch.phases();
     let Some(monitor) = monitor else { return link.send(&Event::Restored(report)) };
     link.send(&Event::Restored(report.clone()))?;
-    let outcome = bring(link, &monitor);
+    let outcome = if on_demand { wanted(link, &monitor) } else { Ok(()) };
+    let outcome = outcome.and_then(|()| bring(link, &monitor));
     if outcome.is_err() {
         end(&ctx.order);
     }
@@ -114,9 +116,15 @@ pub fn run(link: &Link, procfs: ProcFs, order: RestoreOrder, mut fds: Vec<OwnedF
 }
 
 /// Answers the programs' faults from now on.
-fn follow(link: &Link, source: Source, waiting: Vec<Waiting>) -> Result<Monitor> {
-    let options = background::Options { share: Some(link.keeper()?), ..background::Options::default() };
+fn follow(link: &Link, source: Source, waiting: Vec<Waiting>, on_demand: bool) -> Result<Monitor> {
+    let options =
+        background::Options { share: Some(link.keeper()?), on_demand, ..background::Options::default() };
     Monitor::start(source.chain, waiting, options)
+}
+
+/// Waits until somebody wants all pages, and begins with them.
+fn wanted(link: &Link, monitor: &Monitor) -> Result<()> {
+    if link.continued(monitor.ended())? { monitor.fetch() } else { Ok(()) }
 }
 
 /// Brings in all pages that the programs have not asked for. Answers how many there were in all.

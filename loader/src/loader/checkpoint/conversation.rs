@@ -21,7 +21,7 @@ pub(super) struct Agent {
     /// Tells how it ended when it ends without a word.
     pub process: Option<Arc<Process>>,
     /// What it gave us to keep: see [`Event::Keep`].
-    pub kept: Mutex<Vec<OwnedFd>>,
+    pub kept: Mutex<Vec<(i32, OwnedFd)>>,
 }
 
 /// What the loader does at the turns of a dump.
@@ -71,7 +71,12 @@ impl Agent {
                     let level = LEVELS[usize::from(level.clamp(1, 5)) - 1];
                     log::log!(level, "agent: {text}");
                 }
-                Ok((Event::Keep, fds)) => crate::container::lock(&self.kept).extend(fds),
+                Ok((Event::Keep { number }, fds)) => {
+                    crate::container::lock(&self.kept).extend(fds.into_iter().map(|fd| (number, fd)));
+                }
+                Ok((Event::Forget { number }, _)) => {
+                    crate::container::lock(&self.kept).retain(|(kept, _)| *kept != number);
+                }
                 Ok(event) => return Ok(event),
                 Err(e) => return Err(self.explain(e)),
             }
@@ -141,9 +146,11 @@ impl Agent {
                 // Once the image is complete it is the containers' going on that fails: the worse news counts.
                 Event::Failed(_) if matches!(outcome, Some(Err(_))) => {}
                 Event::Failed(error) => outcome = Some(Err(error)),
-                Event::Restored(_) | Event::PagesIn(_) | Event::Log { .. } | Event::Keep => {
-                    outcome = Some(Err(out_of_turn()))
-                }
+                Event::Restored(_)
+                | Event::PagesIn(_)
+                | Event::Log { .. }
+                | Event::Keep { .. }
+                | Event::Forget { .. } => outcome = Some(Err(out_of_turn())),
             }
         }
         outcome.unwrap_or_else(|| Err(out_of_turn()))

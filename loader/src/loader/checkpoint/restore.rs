@@ -11,7 +11,9 @@ use crate::container::{Container, Process, State, lock};
 use crate::loader::{Event, Layer};
 use crate::procfs::parse_nspid;
 use crate::sys::process;
+use airlock_wire::binary;
 use airlock_wire::error::{Error, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{SFlag, fstat};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -198,7 +200,7 @@ impl Loader {
     /// Everything is there: has an agent make the containers.
     fn load(self: &Arc<Self>, collecting: Collecting, notice: &Arc<Notice>) -> Result<Report> {
         let containers: Vec<_> = collecting.come.iter().map(|(c, _)| c.clone()).collect();
-        let background = collecting.request.order.background;
+        let RestoreOrder { background, on_demand, .. } = collecting.request.order;
         *lock(&self.work.postponed) = Some(Vec::new());
         let loaded = self.run_agent(collecting);
         let (agent, report, complete) = match loaded {
@@ -229,6 +231,9 @@ impl Loader {
         if complete {
             notice.set(Ok(()));
         } else {
+            if on_demand {
+                self.leave_for_demand(&agent);
+            }
             self.follow_pages(agent, containers, notice.clone());
         }
         self.settle_postponed();
@@ -321,9 +326,12 @@ impl Loader {
     }
 
     fn take_pages(&self, agent: &Agent, containers: &[Arc<Container>], notice: &Notice) {
-        let busy = self.work.begin(Kind::Restore);
+        // What comes on demand may never be complete: that is no work in progress.
+        let busy =
+            if lock(&self.work.on_demand).is_some() { None } else { self.work.begin(Kind::Restore).ok() };
         let outcome = agent.restored(|progress| self.work.set_progress(progress));
         drop(busy);
+        *lock(&self.work.on_demand) = None;
         match outcome {
             Ok(_) => {
                 for container in containers {
@@ -348,6 +356,59 @@ impl Loader {
                 notice.set(Err(e));
             }
         }
+    }
+
+    /// Remembers whom to ask for the pages that come on demand.
+    fn leave_for_demand(&self, agent: &Agent) {
+        match agent.channel.try_clone() {
+            Ok(channel) => *lock(&self.work.on_demand) = Some((channel, false)),
+            // Nobody could ask for them later.
+            Err(_) => drop(agent.order(&Order::Continue, &[])),
+        }
+    }
+
+    /// Has the pages brought in that were left until somebody asks for them; true if there are any. Does not wait.
+    fn fetch_pages(&self) -> Result<bool> {
+        let mut on_demand = lock(&self.work.on_demand);
+        let Some((channel, asked)) = &mut *on_demand else { return Ok(false) };
+        if !*asked {
+            binary::send(channel, &Order::Continue, &[])
+                .map_err(|e| e.context("bring in the rest of the memory"))?;
+            *asked = true;
+        }
+        Ok(true)
+    }
+
+    /// Has all memory of a sandbox brought in that gets it on demand, and waits for it.
+    ///
+    /// # Errors
+    /// The image could not be read; the containers are dead then.
+    pub(super) fn complete_pages(&self) -> Result<()> {
+        let Some(notice) = self.work.restored.get() else { return Ok(()) };
+        if !self.fetch_pages()? {
+            return Ok(());
+        }
+        loop {
+            if let Some(outcome) = notice.outcome() {
+                return outcome;
+            }
+            let _ = poll(&mut [PollFd::new(notice.ready(), PollFlags::POLLIN)], PollTimeout::NONE);
+        }
+    }
+
+    /// The end of the restore that this sandbox is made by, with all pages. Those that come on demand are brought in.
+    ///
+    /// # Errors
+    /// gVisor's `sandbox is not being restored, cannot wait for restore: state=S`.
+    pub fn restored(&self) -> Result<Arc<Notice>> {
+        let notice = self.work.restored.get().cloned().ok_or_else(|| {
+            let state = self.root().map_or("unknown", |root| root.state().name());
+            Error::invalid_state(format!(
+                "sandbox is not being restored, cannot wait for restore: state={state}"
+            ))
+        })?;
+        self.fetch_pages()?;
+        Ok(notice)
     }
 
     /// Leaves nothing half-restored: the containers' processes are killed, the sandbox stays to tell of it.

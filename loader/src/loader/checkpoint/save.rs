@@ -38,6 +38,7 @@ impl Loader {
     /// # Errors
     /// State errors; what cannot be saved, all of it at once; what the agent says. The containers go on unharmed.
     pub fn checkpoint(&self, request: CheckpointRequest, may_end: &mut dyn FnMut() -> bool) -> Result<Saved> {
+        self.complete_pages()?;
         let _busy = self.work.begin(Kind::Checkpoint)?;
         let dry_run = request.order.dry_run;
         let saved = self.save(request, may_end);

@@ -579,6 +579,10 @@ pub struct ForkArgs {
     /// How many
     #[arg(long, short = 'n', value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub count: u32,
+    /// Give each fork a copy of all memory at once. Otherwise memory comes when a fork touches it, and what none of them
+    /// touches is there once for all
+    #[arg(long)]
+    pub copy: bool,
     /// Unix socket that receives the masters of the new containers' terminals
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,

@@ -6,6 +6,9 @@
 //! pages that it had not yet when it was made, from a descriptor of its own; what was given up does not come back. When
 //! all pages of an address space are there its descriptor is closed, and nothing is left of all this.
 //!
+//! On demand ([`Options::on_demand`]) nobody brings in what nobody asks for: many copies of one image then share what they
+//! do not touch, which is in the image alone. It ends with the programs, or when [`Monitor::fetch`] has the rest brought in.
+//!
 //! # What must not happen
 //! When the last copy of a descriptor is closed too early, the program goes on with zeros where its memory was. So
 //! somebody else should hold a copy of each ([`Options::share`]) and kill the program before he closes it when this
@@ -47,8 +50,17 @@ pub struct Waiting {
     pub ranges: Vec<Range>,
 }
 
-/// Gives a copy of a descriptor to whoever keeps it from being closed too early.
-pub type Share = Box<dyn Fn(BorrowedFd<'_>) -> Result<()> + Send + Sync>;
+/// What becomes of the copies that somebody else keeps ([`Options::share`]).
+#[derive(Debug)]
+pub enum Sharing<'a> {
+    /// Keep a copy of this one.
+    Keep(BorrowedFd<'a>),
+    /// Close the copy of this one.
+    Forget(BorrowedFd<'a>),
+}
+
+/// Gives a copy of a descriptor to whoever keeps it from being closed too early, and takes it back.
+pub type Share = Box<dyn Fn(Sharing<'_>) -> Result<()> + Send + Sync>;
 
 /// How pages follow.
 #[derive(Default)]
@@ -59,6 +71,8 @@ pub struct Options {
     pub first: Vec<(Object, u64)>,
     /// Called with each descriptor before it matters, those of forked children included.
     pub share: Option<Share>,
+    /// Pages come when they are asked for, and not before, until [`Monitor::fetch`].
+    pub on_demand: bool,
     /// Make huge pages of what had been huge pages, once all is there.
     pub collapse: bool,
 }
@@ -93,7 +107,8 @@ pub fn split(layout: &Layout, ranges: &[Range], eager: &[std::ops::Range<u64>]) 
 /// Brings pages in while programs run.
 pub struct Monitor {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    fetching: AtomicBool,
 }
 
 struct Shared {
@@ -106,6 +121,10 @@ struct Shared {
     stop: AtomicBool,
     /// Wakes the thread that waits for events.
     wake: EventFd,
+    /// Readable from the time when all pages are there, or something went wrong.
+    ended: EventFd,
+    /// Children that were forked since those that have ended were looked for.
+    forked: AtomicU64,
     total: AtomicU64,
     pages: AtomicU64,
     faults: AtomicU64,
@@ -131,20 +150,23 @@ impl Monitor {
     /// # Errors
     /// A mapping cannot be registered; no thread can be started. Nothing of the programs may run then.
     pub fn start(chain: Chain, waiting: Vec<Waiting>, options: Options) -> Result<Self> {
-        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|e| Error::from(e).context("make an eventfd"))?;
+        let event = || {
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+                .map_err(|e| Error::from(e).context("make an eventfd"))
+        };
+        let (wake, ended) = (event()?, event()?);
         let mut spaces = Vec::with_capacity(waiting.len());
         for space in waiting {
             if space.layout.is_empty() {
                 continue;
             }
             if let Some(share) = &options.share {
-                share(space.uffd.as_fd())?;
+                share(Sharing::Keep(space.uffd.as_fd()))?;
             }
             spaces.push(Arc::new(Space::register(space, &options.first)?));
         }
         let total = spaces.iter().map(|s| s.pages()).sum();
-        let threads = parallel::threads(options.threads, total);
+        let on_demand = options.on_demand;
         let progress = Progress { open: spaces.len(), ..Progress::default() };
         let shared = Arc::new(Shared {
             chain,
@@ -154,25 +176,47 @@ impl Monitor {
             changed: Condvar::new(),
             stop: AtomicBool::new(false),
             wake,
+            ended,
+            forked: AtomicU64::new(0),
             total: AtomicU64::new(total),
             pages: AtomicU64::new(0),
             faults: AtomicU64::new(0),
             order: Mutex::new(Vec::new()),
             begun: Instant::now(),
         });
-        let mut monitor = Self { shared, threads: Vec::new() };
+        let monitor = Self { shared, threads: Mutex::default(), fetching: AtomicBool::new(false) };
         if total > 0 {
             monitor.spawn("page faults", Shared::serve)?;
-            for _ in 0..threads {
-                monitor.spawn("pages", Shared::prefetch)?;
+            if !on_demand {
+                monitor.fetch()?;
             }
         } else {
             lock(&monitor.shared.progress).took = Some(Duration::ZERO);
+            let _ = monitor.shared.ended.write(1);
         }
         Ok(monitor)
     }
 
-    fn spawn(&mut self, name: &str, run: fn(&Shared) -> Result<()>) -> Result<()> {
+    /// Has all pages brought in that are not there, from now on. Does nothing when that is being done.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn fetch(&self) -> Result<()> {
+        if self.fetching.swap(true, Ordering::AcqRel) || lock(&self.shared.progress).took.is_some() {
+            return Ok(());
+        }
+        for _ in 0..parallel::threads(self.shared.options.threads, self.progress().1) {
+            self.spawn("pages", Shared::prefetch)?;
+        }
+        Ok(())
+    }
+
+    /// Readable from the time when [`Monitor::wait`] does not wait any more.
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.shared.ended.as_fd()
+    }
+
+    fn spawn(&self, name: &str, run: fn(&Shared) -> Result<()>) -> Result<()> {
         let shared = self.shared.clone();
         let body = move || {
             if let Err(e) = run(&shared) {
@@ -183,7 +227,7 @@ impl Monitor {
             .name(name.to_owned())
             .spawn(body)
             .map_err(|e| Error::from(e).context("start a thread for pages"))?;
-        self.threads.push(thread);
+        lock(&self.threads).push(thread);
         Ok(())
     }
 
@@ -233,7 +277,7 @@ impl Monitor {
 impl Drop for Monitor {
     fn drop(&mut self) {
         self.shared.stop();
-        for thread in self.threads.drain(..) {
+        for thread in lock(&self.threads).drain(..) {
             let _ = thread.join();
         }
     }
@@ -262,6 +306,7 @@ impl Shared {
 
     fn fail(&self, e: Error) {
         lock(&self.progress).failure.get_or_insert(e);
+        let _ = self.ended.write(1);
         self.stop();
     }
 
@@ -288,9 +333,12 @@ impl Shared {
 
     fn serve_one(&self, space: &Arc<Space>, buffer: &mut Buffer) -> Result<()> {
         let Served { faults, children } = space.read_events()?;
+        if !children.is_empty() {
+            self.clear_up(children.len() as u64)?;
+        }
         for child in children {
             if let (Some(share), Some(fd)) = (&self.options.share, child.descriptor()) {
-                share(fd.as_fd())?;
+                share(Sharing::Keep(fd.as_fd()))?;
             }
             self.total.fetch_add(child.pages(), Ordering::Relaxed);
             lock(&self.progress).open += 1;
@@ -312,6 +360,32 @@ impl Shared {
         Ok(())
     }
 
+    /// Lets go of children that have ended, or have executed another program, which nobody tells: as many as there are,
+    /// so that the work is spread over those that come.
+    fn clear_up(&self, forked: u64) -> Result<()> {
+        const FEW: u64 = 16;
+        let since = self.forked.fetch_add(forked, Ordering::Relaxed) + forked;
+        if since < FEW.max(self.spaces().len() as u64 / 2) {
+            return Ok(());
+        }
+        self.forked.store(0, Ordering::Relaxed);
+        let mut gone = Vec::new();
+        self.spaces.write().unwrap_or_else(PoisonError::into_inner).retain(|space| {
+            let over = space.child_is_gone();
+            if over {
+                gone.push(space.clone());
+            }
+            !over
+        });
+        for space in gone {
+            // Those that bring pages may have found out at the same time.
+            if let Some(closed) = space.abandon() {
+                self.complete(&space, &closed)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Brings pages in until all are there.
     fn prefetch(&self) -> Result<()> {
         let mut buffer = Buffer::new();
@@ -327,8 +401,8 @@ impl Shared {
                         return Ok(());
                     }
                 }
-                if space.finish()? {
-                    self.complete(space);
+                if let Some(closed) = space.finish()? {
+                    self.complete(space, &closed)?;
                     worked = true;
                 }
             }
@@ -343,13 +417,17 @@ impl Shared {
         Ok(())
     }
 
-    /// All pages of an address space are there.
-    fn complete(&self, space: &Space) {
+    /// All pages of an address space are there, or it is gone. `closed` is the descriptor that it had.
+    fn complete(&self, space: &Space, closed: &OwnedFd) -> Result<()> {
+        if let Some(share) = &self.options.share {
+            share(Sharing::Forget(closed.as_fd()))?;
+        }
         let mut progress = lock(&self.progress);
         progress.open -= 1;
         if progress.open == 0 {
             progress.took = Some(self.begun.elapsed());
             drop(progress);
+            let _ = self.ended.write(1);
             self.stop();
         } else {
             drop(progress);
@@ -358,6 +436,7 @@ impl Shared {
         if self.options.collapse {
             space.collapse();
         }
+        Ok(())
     }
 }
 

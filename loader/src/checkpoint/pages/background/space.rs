@@ -267,25 +267,41 @@ impl Space {
         Ok(Some(pages))
     }
 
-    /// Ends this address space when nothing is left to come: true for the one caller who found that out.
-    pub(super) fn finish(&self) -> Result<bool> {
+    /// Ends this address space when nothing is left to come: the one caller who found that out gets its descriptor, whose
+    /// last copy shall be closed.
+    pub(super) fn finish(&self) -> Result<Option<Arc<OwnedFd>>> {
         if !self.queue().is_empty() {
-            return Ok(false);
+            return Ok(None);
         }
         // Nothing is on its way while this is locked.
         let mut layout = self.layout_mut();
-        let Some(uffd) = self.descriptor().filter(|_| self.queue().is_empty()) else { return Ok(false) };
+        let Some(uffd) = self.descriptor().filter(|_| self.queue().is_empty()) else { return Ok(None) };
         // A child whose making was not reported yet has all pages too, or they would be on the queue: its descriptor is
         // closed with what `follow` gives. Whoever waits for a page of zeros is woken by the end.
         self.follow(&mut layout, &uffd)?;
-        self.close();
-        Ok(true)
+        drop(uffd);
+        Ok(self.close())
     }
 
-    fn close(&self) {
+    /// Whether this is a child of whose process nothing is left.
+    pub(super) fn child_is_gone(&self) -> bool {
+        // Any page that a process may have.
+        const SOMEWHERE: u64 = 1 << 20;
+        let gone = |uffd: Arc<OwnedFd>| uffd::is_gone(uffd.as_fd(), SOMEWHERE, PAGE);
+        self.pid == 0 && !self.is_done() && self.descriptor().is_some_and(gone)
+    }
+
+    /// Ends an address space that is gone. Its descriptor for the first who does so.
+    pub(super) fn abandon(&self) -> Option<Arc<OwnedFd>> {
+        let _nobody_at_work = self.layout_mut();
+        self.queue().clear();
+        self.close()
+    }
+
+    /// When the last copy of the descriptor is closed nothing is registered any more, and all waiters look again.
+    fn close(&self) -> Option<Arc<OwnedFd>> {
         self.done.store(true, Ordering::Release);
-        // The last one closes it: nothing is registered any more, and all waiters look again.
-        *self.uffd.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.uffd.write().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Makes huge pages of what had been such, as far as memory allows.

@@ -82,7 +82,7 @@ impl Steps {
     /// Brings in all that is left.
     fn rest(&mut self) {
         while self.space.bring(&self.chain, &mut self.buffer).unwrap().is_some() {}
-        assert!(self.space.finish().unwrap());
+        assert!(self.space.finish().unwrap().is_some());
     }
 }
 
@@ -167,7 +167,7 @@ fn a_child_gets_what_its_parent_had_not_yet() {
     s.run(&format!("advise({AT} + 100 * P, 50, 4)"));
     s.rest();
     while child.bring(&s.chain, &mut s.buffer).unwrap().is_some() {}
-    assert!(child.finish().unwrap());
+    assert!(child.finish().unwrap().is_some());
     assert_eq!(s.program.run("os.write(wr, b'x'); r = os.read(rd2, 5000).decode()"), "([], [])");
     assert_eq!(s.program.run(&format!("r = any(ctypes.string_at({AT} + 100 * P, 50 * P))")), "False");
 }
@@ -182,14 +182,14 @@ fn programs_that_end_or_execute_another_are_let_go() {
             s.space.answer(&s.chain, address, &mut s.buffer).unwrap();
         }
     }
-    assert!(s.space.finish().unwrap());
+    assert!(s.space.finish().unwrap().is_some());
 
     let Some(s) = Steps::new(300) else { return };
     let Steps { chain, space, program, mut buffer } = s;
     drop(program);
     while space.bring(&chain, &mut buffer).unwrap().is_some() {}
     space.answer(&chain, AT, &mut buffer).unwrap();
-    assert!(space.finish().unwrap());
+    assert!(space.finish().unwrap().is_some());
     assert!(space.descriptor().is_none());
 }
 
@@ -249,6 +249,47 @@ fn a_whole_program_comes_while_it_works() {
         !maps.lines().any(|l| l.starts_with("VmFlags") && l.contains(" um")),
         "nothing is registered any more"
     );
+}
+
+#[test]
+fn on_demand_only_what_is_asked_for_comes_and_children_are_let_go_of() {
+    let Some((chain, mut program)) = image(3000) else { return };
+    let Some(waiting) = waiting(&chain, &program, 3000) else { return };
+    let kept = Arc::new(Mutex::new((0u64, 0u64)));
+    let counted = kept.clone();
+    let share: Share = Box::new(move |sharing| {
+        let mut counted = lock(&counted);
+        match sharing {
+            Sharing::Keep(_) => counted.0 += 1,
+            Sharing::Forget(_) => counted.1 += 1,
+        }
+        Ok(())
+    });
+    let options = Options { threads: 2, share: Some(share), on_demand: true, ..Options::default() };
+    let monitor = Monitor::start(chain, vec![waiting], options).unwrap();
+    assert_eq!(program.run(&expect(AT, "[7, 49, 2500]", 0)), "[]");
+    let there = |program: &Program| -> u64 {
+        scan(&program.memory(), &[range(AT, 3000)]).unwrap().iter().map(|r| r.pages).sum()
+    };
+    assert!(there(&program) <= 3 * 8, "{} pages", there(&program));
+    // Children end one after the other, and the descriptors that are for them do not pile up.
+    let work = "for i in range(100):\n    k = os.fork()\n    if k == 0: os._exit(0)\n    os.waitpid(k, 0)\nr = 'done'";
+    assert_eq!(program.run(&format!("exec({work:?}, globals())")), "done");
+    assert!(monitor.shared.spaces().len() < 40, "{}", monitor.shared.spaces().len());
+    {
+        let kept = lock(&kept);
+        assert_eq!(kept.0, 101);
+        assert!(kept.1 > 60, "{} forgotten", kept.1);
+    }
+    assert_eq!(monitor.wait(Some(Duration::ZERO)).unwrap(), None);
+    monitor.fetch().unwrap();
+    monitor.fetch().unwrap();
+    monitor.wait(Some(Duration::from_secs(60))).unwrap().unwrap();
+    poll(&mut [PollFd::new(monitor.ended(), PollFlags::POLLIN)], PollTimeout::NONE).unwrap();
+    assert_eq!(there(&program), 2940);
+    assert_eq!(program.run(&expect(AT, "range(3000)", 0)), "[]");
+    let kept = *lock(&kept);
+    assert_eq!(kept.0, kept.1);
 }
 
 #[test]

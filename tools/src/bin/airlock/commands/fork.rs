@@ -5,6 +5,7 @@
 use super::create::this_program;
 use crate::cli::ForkArgs;
 use crate::global::Global;
+use airlock::container::restore::Memory;
 use airlock::container::{self, CreateOptions, ForkOptions, Stdio};
 use airlock::state::StateDir;
 use airlock_wire::error::{Error, Result};
@@ -21,7 +22,11 @@ pub fn run(global: &Global, args: ForkArgs) -> Result<ExitCode> {
         ));
     }
     let dir = StateDir::open(&global.root)?;
-    let options = ForkOptions { count: args.count, systemd_cgroup: global.args.systemd_cgroup };
+    let options = ForkOptions {
+        count: args.count,
+        systemd_cgroup: global.args.systemd_cgroup,
+        memory: if args.copy { Memory::First } else { Memory::OnDemand },
+    };
     container::fork(&dir, &args.id, &args.new_id, options, |id| {
         let log = global.open_debug_log(id)?;
         Ok(CreateOptions {
