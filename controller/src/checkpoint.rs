@@ -161,21 +161,24 @@ fn done(done: Done) -> Report {
 }
 
 fn restore(loader: &Arc<Loader>, call: &mut Call<'_>, args: RestoreArgs) -> Result<Report> {
-    let RestoreArgs { restore, tcp_established, parents, on_demand } = args;
+    let RestoreArgs { restore, tcp_established, parents, on_demand, working_set } = args;
     // A state that forbids the call is told before what may be wrong with its arguments.
     loader.may_restore()?;
-    let parent_files = (parents as usize).saturating_mul(2);
-    let layout = restore.layout(call.fd_count(), parent_files)?;
+    let more = (parents as usize).saturating_mul(2).saturating_add(usize::from(working_set));
+    let layout = restore.layout(call.fd_count(), more)?;
     if parents > 0 && !restore.have_pages_file {
         return Err(Error::invalid_argument(
             "an image with parents has its pages in files of their own: HavePagesFile and their descriptors are missing",
         ));
     }
-    if on_demand && !restore.background {
-        return Err(Error::invalid_argument("on_demand: memory that follows the programs takes Background"));
+    if (on_demand || working_set) && !restore.background {
+        return Err(Error::invalid_argument(
+            "on_demand, working_set: they are about memory that follows the programs, which takes Background",
+        ));
     }
     let order = RestoreOrder {
         on_demand,
+        working_set,
         have_pages_file: restore.have_pages_file,
         have_device_file: layout.device.is_some(),
         background: restore.background,

@@ -111,6 +111,8 @@ pub struct RestoreOrder {
     pub tcp_established: bool,
     /// Parent images come: pairs of pages metadata and pages, nearest first.
     pub parents: u32,
+    /// Behind them comes the file that records the working set ([`super::pages::working_set`]).
+    pub working_set: bool,
     /// See [`DumpOrder::in_userns`].
     pub in_userns: bool,
 }

@@ -133,6 +133,7 @@ impl MemoryImage {
             statefile: clone(statefile)?,
             pages: Some([clone(meta)?, clone(pages)?]),
             parents: Vec::new(),
+            working_set: None,
         })
     }
 }

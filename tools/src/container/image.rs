@@ -16,6 +16,8 @@ use std::path::{Component, Path, PathBuf};
 
 /// Link in an image directory to that of the image that it builds upon, as CRIU has it.
 pub const PARENT: &str = "parent";
+/// What restores in the background tell each other of the pages that the programs ask for.
+const WORKING_SET: &str = "working_set.img";
 /// The longest chain of images that build upon one another.
 const MAX_PARENTS: usize = 64;
 
@@ -155,6 +157,8 @@ pub struct Image {
     pub pages: Option<[OwnedFd; 2]>,
     /// The pages' metadata and the pages of the images that it builds upon, nearest first.
     pub parents: Vec<[OwnedFd; 2]>,
+    /// What restores in the background tell each other, if it can be had.
+    pub working_set: Option<OwnedFd>,
 }
 
 impl Image {
@@ -189,7 +193,21 @@ impl Image {
             parents.push(pages);
             above = next;
         }
-        Ok(Self { statefile, pages, parents })
+        Ok(Self { statefile, pages, parents, working_set: None })
+    }
+
+    /// Opens the record of the working set in `dir`, the directory of the image, which is made if it is not there. It is
+    /// done without where the directory cannot be written to, or something else has the name.
+    pub(super) fn open_working_set(&mut self, dir: &Path) {
+        let path = dir.join(WORKING_SET);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).mode(0o600);
+        options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC);
+        match options.open(&path) {
+            Ok(file) if file.metadata().is_ok_and(|m| m.is_file()) => self.working_set = Some(file.into()),
+            Ok(_) => log::debug!("{} is no file", path.display()),
+            Err(e) => log::debug!("open {}: {e}", path.display()),
+        }
     }
 }
 

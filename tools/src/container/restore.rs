@@ -74,6 +74,9 @@ impl Source {
         let key = options.key_file.as_deref().map(read_key).transpose()?;
         let mut source = Self::new(image);
         source.args.restore.background = options.background;
+        if options.background {
+            source.image.open_working_set(&options.image);
+        }
         source.args.restore.key = key.map(Base64);
         source.args.tcp_established = options.tcp_established;
         source.log = options.work_path.clone();
@@ -105,6 +108,8 @@ impl Source {
         fds.extend(image.pages.iter().flatten().map(AsFd::as_fd));
         fds.extend(device.iter().map(AsFd::as_fd));
         fds.extend(image.parents.iter().flatten().map(AsFd::as_fd));
+        args.working_set = image.working_set.is_some() && args.restore.background;
+        fds.extend(image.working_set.iter().filter(|_| args.working_set).map(AsFd::as_fd));
         let outcome = client.call::<api::Restore>(&args, &fds).map(|reply| reply.value);
         if let Some(dir) = log {
             write_log(&dir, "restore.log", &outcome);

@@ -289,6 +289,10 @@ pub struct RestoreArgs {
     /// With `Background`: only pages that the programs ask for are brought in, until `WaitRestore` or a checkpoint wants
     /// all of them. Sandboxes that are restored so from one image in memory share what none of them touches.
     pub on_demand: bool,
+    /// With `Background`: the last descriptor is a file, open for reading and writing, which records the pages that the
+    /// programs ask for; later restores of the image that get the same file bring these in first. A hint: what is not a
+    /// record of this image is replaced.
+    pub working_set: bool,
 }
 
 /// Result of `Airlock.CheckpointProgress`: how far a checkpoint or restore is.

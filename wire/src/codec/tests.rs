@@ -148,7 +148,7 @@ proptest! {
             dry_run: flags[2], parent: flags[3], commit: flags[4], ..CheckpointArgs::default()
         });
         survives(&RestoreArgs {
-            on_demand: flags[0],
+            on_demand: flags[0], working_set: flags[1],
             restore: RestoreOpts { key, background: flags[0], ..RestoreOpts::default() }, tcp_established: flags[1],
             parents: n as u32,
         });

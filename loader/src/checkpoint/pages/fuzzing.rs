@@ -50,6 +50,9 @@ pub fn seed(compression: Compression, sums: SumKind) -> (Vec<u8>, File) {
 
 /// The whole of it.
 pub fn index(data: &[u8]) {
+    if let Some(order) = super::working_set::decode(data, [3; 16]) {
+        assert_eq!(super::working_set::encode([3; 16], &order), data);
+    }
     read(data);
     let mut sealed = data.to_vec();
     if seal(&mut sealed) {

@@ -89,6 +89,7 @@ pub mod track;
 #[cfg(test)]
 mod track_tests;
 mod unit;
+pub mod working_set;
 mod writer;
 
 pub use chain::{Chain, Image};

@@ -28,7 +28,7 @@ pub mod waits;
 
 use super::agent::Link;
 use super::order::{Event, Report, RestoreOrder};
-use super::pages::background::{self, Monitor, Waiting};
+use super::pages::background::{self, Monitor};
 use super::watch::Watch;
 use super::{clocks, machine};
 use crate::procfs::ProcFs;
@@ -50,7 +50,8 @@ pub fn run(link: &Link, procfs: ProcFs, order: RestoreOrder, mut fds: Vec<OwnedF
     let mut watch = Watch::new();
     link.progress("opening the image", 0, 0);
     let layers = fs::Layers::take(&order, &mut fds)?;
-    let (source, state) = Source::open(&order, fds)?;
+    let (mut source, state) = Source::open(&order, fds)?;
+    let mut working_set = std::mem::take(&mut source.working_set);
     if state.containers.len() != order.containers.len() {
         return Err(Error::invalid_argument(format!(
             "the image has {} containers, and {} wait to be restored",
@@ -81,7 +82,15 @@ pub fn run(link: &Link, procfs: ProcFs, order: RestoreOrder, mut fds: Vec<OwnedF
     pages += filled;
     // Even setting a thread up touches memory.
     let on_demand = ctx.order.on_demand;
-    let monitor = if waiting.is_empty() { None } else { Some(follow(link, source, waiting, on_demand)?) };
+    let options = background::Options {
+        share: Some(link.keeper()?),
+        on_demand,
+        first: working_set.first(),
+        ..background::Options::default()
+    };
+    // From here on faults are answered.
+    let monitor =
+        if waiting.is_empty() { None } else { Some(Monitor::start(source.chain, waiting, options)?) };
     watch.step("memory");
     ipc::undo(&mut ctx)?;
     for index in 0..ctx.procs.len() {
@@ -109,17 +118,14 @@ pub fn run(link: &Link, procfs: ProcFs, order: RestoreOrder, mut fds: Vec<OwnedF
     if outcome.is_err() {
         end(&ctx.order);
     }
-    report.pages += outcome?;
+    let outcome = outcome?;
+    if let Err(e) = working_set.note(&outcome.order) {
+        link.log(log::Level::Info, e.to_string());
+    }
+    report.pages += outcome.pages;
     report.bytes = report.pages * super::pages::PAGE;
     report.phases.push(("background".to_owned(), watch.elapsed_us()));
     link.send(&Event::PagesIn(report))
-}
-
-/// Answers the programs' faults from now on.
-fn follow(link: &Link, source: Source, waiting: Vec<Waiting>, on_demand: bool) -> Result<Monitor> {
-    let options =
-        background::Options { share: Some(link.keeper()?), on_demand, ..background::Options::default() };
-    Monitor::start(source.chain, waiting, options)
 }
 
 /// Waits until somebody wants all pages, and begins with them.
@@ -127,11 +133,11 @@ fn wanted(link: &Link, monitor: &Monitor) -> Result<()> {
     if link.continued(monitor.ended())? { monitor.fetch() } else { Ok(()) }
 }
 
-/// Brings in all pages that the programs have not asked for. Answers how many there were in all.
-fn bring(link: &Link, monitor: &Monitor) -> Result<u64> {
+/// Brings in all pages that the programs have not asked for.
+fn bring(link: &Link, monitor: &Monitor) -> Result<background::Outcome> {
     loop {
         if let Some(outcome) = monitor.wait(Some(Duration::from_millis(100)))? {
-            return Ok(outcome.pages);
+            return Ok(outcome);
         }
         let (done, total) = monitor.progress();
         link.progress("reading memory", done, total);

@@ -4,7 +4,8 @@
 use crate::checkpoint::agent::next_fd;
 use crate::checkpoint::image::{self, PagesIn, Reader};
 use crate::checkpoint::order::RestoreOrder;
-use crate::checkpoint::pages::{Chain, Image, Index, SumKind};
+use crate::checkpoint::pages::background::Positions;
+use crate::checkpoint::pages::{Chain, Image, Index, Object, SumKind, working_set};
 use crate::checkpoint::state::SandboxState;
 use airlock_wire::error::{Error, Result};
 use std::fs::File;
@@ -22,6 +23,41 @@ pub struct Source {
     pub chain: Chain,
     /// `/dev/userfaultfd`, if it was donated.
     pub device: Option<OwnedFd>,
+    /// Which pages the programs asked for first when the image was restored before, and in what file that is noted.
+    pub working_set: WorkingSet,
+}
+
+/// What the restores of an image know of each other.
+#[derive(Debug, Default)]
+pub struct WorkingSet {
+    /// The file, if one was donated.
+    file: Option<File>,
+    generation: [u8; 16],
+    /// What it records.
+    known: Option<Positions>,
+}
+
+impl WorkingSet {
+    fn read(file: Option<File>, generation: [u8; 16]) -> Self {
+        let known = file.as_ref().and_then(|file| working_set::read(file, generation));
+        Self { file, generation, known }
+    }
+
+    /// Pages to begin with.
+    pub fn first(&mut self) -> Positions {
+        self.known.clone().unwrap_or_default()
+    }
+
+    /// Notes what was asked for, if nobody did so before.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn note(&self, order: &[(Object, u64)]) -> Result<()> {
+        match (&self.file, &self.known) {
+            (Some(file), None) => working_set::write(file, self.generation, order),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Source {
@@ -56,6 +92,8 @@ impl Source {
             images.push(Image { index: Index::decode(&bytes)?, file, base: 0 });
             indexes.push(bytes);
         }
+        let record = if order.working_set { Some(next_fd(&mut fds, "working set")?) } else { None };
+        let working_set = WorkingSet::read(record.map(File::from), metadata.generation.0);
         reader.check_parents(&indexes.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
         if order.key.is_some()
             && images.iter().any(|i| i.index.data_len > 0 && i.index.sum_kind != SumKind::Blake3)
@@ -66,7 +104,7 @@ impl Source {
         }
         let state: SandboxState = reader.read_json(image::SECTION_STATE, PART_MAX)?;
         state.check()?;
-        Ok((Self { chain: Chain::new(images)?, reader, device }, state))
+        Ok((Self { chain: Chain::new(images)?, reader, device, working_set }, state))
     }
 }
 

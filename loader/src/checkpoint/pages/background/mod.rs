@@ -23,7 +23,7 @@ mod space;
 mod tests;
 
 use super::pool::Buffer;
-use super::{Chain, Layout, Object, Range, parallel};
+use super::{Chain, Layout, Object, Range, parallel, working_set};
 use airlock_wire::error::{Error, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -62,13 +62,16 @@ pub enum Sharing<'a> {
 /// Gives a copy of a descriptor to whoever keeps it from being closed too early, and takes it back.
 pub type Share = Box<dyn Fn(Sharing<'_>) -> Result<()> + Send + Sync>;
 
+/// Pages in the order in which they are asked for.
+pub type Positions = Vec<(Object, u64)>;
+
 /// How pages follow.
 #[derive(Default)]
 pub struct Options {
     /// Threads that bring pages in; 0 means one for each core (at most 8).
     pub threads: usize,
     /// Positions to begin with, in this order: the [`Outcome::order`] of an earlier restore of the image.
-    pub first: Vec<(Object, u64)>,
+    pub first: Positions,
     /// Called with each descriptor before it matters, those of forked children included.
     pub share: Option<Share>,
     /// Pages come when they are asked for, and not before, until [`Monitor::fetch`].
@@ -85,13 +88,10 @@ pub struct Outcome {
     /// Faults answered.
     pub faults: u64,
     /// Pages that the program asked for, in that order: its working set.
-    pub order: Vec<(Object, u64)>,
+    pub order: Positions,
     /// From the start until all pages were there.
     pub took: Duration,
 }
-
-/// Longest working set that is recorded, pages.
-const ORDER_MAX: usize = 1 << 20;
 
 /// The part of a layout that can follow, and the part that has to be there before the program runs. `eager` lists
 /// address ranges that cannot wait (locked memory), ascending.
@@ -128,7 +128,7 @@ struct Shared {
     total: AtomicU64,
     pages: AtomicU64,
     faults: AtomicU64,
-    order: Mutex<Vec<(Object, u64)>>,
+    order: Mutex<Positions>,
     begun: Instant,
 }
 
@@ -353,7 +353,7 @@ impl Shared {
             space.answer(&self.chain, *address, buffer)?;
         }
         let mut order = lock(&self.order);
-        let room = ORDER_MAX.saturating_sub(order.len());
+        let room = working_set::MAX.saturating_sub(order.len());
         order.extend(faults.into_iter().take(room).map(|address| (space.object, address)));
         drop(order);
         self.changed.notify_all();

@@ -40,13 +40,18 @@ impl<'a> Cursor<'a> {
     }
 }
 
-fn object(kind: u32, number: u32) -> Result<Object> {
+/// The inverse of [`super::object_number`]; `None` for a kind that there is not.
+pub(in crate::checkpoint::pages) fn known_object(kind: u32, number: u32) -> Option<Object> {
     match kind {
-        0 => Ok(Object::Memory(number)),
-        1 => Ok(Object::Shared(number)),
-        2 => Ok(Object::File(number)),
-        other => Err(damaged(format_args!("an object is of kind {other}"))),
+        0 => Some(Object::Memory(number)),
+        1 => Some(Object::Shared(number)),
+        2 => Some(Object::File(number)),
+        _ => None,
     }
+}
+
+fn object(kind: u32, number: u32) -> Result<Object> {
+    known_object(kind, number).ok_or_else(|| damaged(format_args!("an object is of kind {kind}")))
 }
 
 fn compression(number: u8) -> Result<Compression> {

@@ -28,7 +28,7 @@ pub(super) const ENTRY: usize = 32;
 /// Where the checksum is in the header.
 pub(super) const SUM_AT: usize = 88;
 
-pub(super) fn object_number(object: Object) -> (u32, u32) {
+pub(in crate::checkpoint::pages) fn object_number(object: Object) -> (u32, u32) {
     match object {
         Object::Memory(n) => (0, n),
         Object::Shared(n) => (1, n),

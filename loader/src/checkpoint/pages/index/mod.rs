@@ -6,6 +6,8 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
+pub(super) use decode::known_object;
+pub(super) use encode::object_number;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) use encode::seal;
 
