@@ -6,6 +6,7 @@ mod airlock;
 mod checkpoint;
 mod container_manager;
 mod debug;
+mod forward;
 mod lifecycle;
 mod logging;
 mod proc;
@@ -26,6 +27,7 @@ pub fn handlers(loader: &Arc<Loader>) -> Registry {
     let mut registry = Registry::new();
     container_manager::register(&mut registry, loader);
     checkpoint::register(&mut registry, loader);
+    forward::register(&mut registry, loader);
     lifecycle::register(&mut registry, loader);
     proc::register(&mut registry, loader);
     logging::register(&mut registry);

@@ -6,6 +6,7 @@ pub mod boot;
 pub mod cgroup;
 pub mod checkpoint;
 pub mod container;
+pub mod forward;
 pub mod hook;
 pub mod init;
 pub mod loader;

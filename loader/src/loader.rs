@@ -4,6 +4,7 @@
 
 pub mod checkpoint;
 mod exec;
+mod forward;
 mod lifecycle;
 mod parts;
 mod pause;
@@ -12,6 +13,7 @@ mod signal;
 mod work;
 
 pub use exec::{ExecRequest, Executed};
+pub use forward::Forwarded;
 pub use lifecycle::Prepared;
 pub use parts::ContainerParts;
 pub(crate) use parts::Layer;
@@ -78,6 +80,7 @@ pub struct Loader {
     pauses: Mutex<u32>,
     subscribers: Mutex<Vec<Sender<Event>>>,
     work: checkpoint::Work,
+    forwards: forward::Forwards,
     generation: String,
 }
 
@@ -94,6 +97,7 @@ impl Loader {
             pauses: Mutex::new(0),
             subscribers: Mutex::default(),
             work: checkpoint::Work::new()?,
+            forwards: forward::Forwards::new()?,
             generation: Generation::new()
                 .map_err(|e| Error::from(e).context("making a generation ID"))?
                 .to_string(),

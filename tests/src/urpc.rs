@@ -183,6 +183,7 @@ fn binary(client: &mut Client, method: &str, arg: &Value, fds: &[BorrowedFd<'_>]
         cm::WaitCheckpoint,
         cm::WaitRestore,
         cm::GetSavings,
+        cm::PortForward,
         state::Save,
         lc::Pause,
         lc::Resume,

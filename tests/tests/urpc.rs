@@ -6,6 +6,8 @@
 mod checkpoint;
 #[path = "urpc/containers.rs"]
 mod containers;
+#[path = "urpc/forward.rs"]
+mod forward;
 #[path = "urpc/hostile.rs"]
 mod hostile;
 #[path = "urpc/others.rs"]

@@ -7,10 +7,12 @@
 #![forbid(unsafe_code)]
 
 mod events;
+mod forward;
 mod socket;
 mod top;
 
 pub use events::{Event, Events, Stats};
+pub use forward::{Forwarder, Forwarding, LocalAddress, PortMapping};
 pub use socket::connect;
 pub use top::Top;
 

@@ -9,9 +9,11 @@
 //! One file a task. The checkpoint's agent ([`crate::checkpoint::agent`]) is the same idea with a longer conversation.
 #![forbid(unsafe_code)]
 
+mod connect;
 mod kernel_stacks;
 mod procfs_dump;
 
+pub use connect::{Connector, Dial};
 pub use kernel_stacks::KernelStacks;
 pub use procfs_dump::{ProcfsDump, ProcfsDumped};
 
@@ -76,10 +78,18 @@ pub struct Worker {
 /// Every task there is.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Job {
+    /// See [`Connector`].
+    Connector(Connector),
     /// See [`KernelStacks`].
     KernelStacks(KernelStacks),
     /// See [`ProcfsDump`].
     ProcfsDump(ProcfsDump),
+}
+
+impl From<Connector> for Job {
+    fn from(task: Connector) -> Self {
+        Self::Connector(task)
+    }
 }
 
 impl From<KernelStacks> for Job {
@@ -110,6 +120,7 @@ fn serve(channel: UnixStream) -> Result<()> {
         Err(e) => return binary::send(&channel, &Err::<(), Error>(e.context("a worker's procfs")), &[]),
     };
     match job {
+        Job::Connector(task) => answer(&worker, task, fds),
         Job::KernelStacks(task) => answer(&worker, task, fds),
         Job::ProcfsDump(task) => answer(&worker, task, fds),
     }

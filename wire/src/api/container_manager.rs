@@ -52,6 +52,9 @@ crate::methods! {
     WaitCheckpoint: Empty => Empty;
     /// Waits until the sandbox is restored with all its memory; fails as the restore does.
     WaitRestore: Empty => Empty;
+    /// Connects a socket to a TCP port inside a container, on 127.0.0.1 or else ::1; returns once that connection is made.
+    /// Then bytes go both ways until either end closes.
+    PortForward: PortForwardOpts => Empty, fds "in: a connected stream socket, which becomes non-blocking";
     /// What a restore has saved, compared with a start.
     GetSavings: Empty => Savings;
     /// What proc(5) shows of every process of every container, by pid; null when there is none. A process that ends
@@ -344,6 +347,22 @@ pub struct WaitPidArgs {
     /// The container's ID.
     #[serde(rename = "CID")]
     pub cid: String,
+}
+
+/// Argument of [`PortForward`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PortForwardOpts {
+    /// The container's ID.
+    #[serde(rename = "ContainerID")]
+    pub container_id: String,
+    /// The port, 1 to 65535.
+    #[serde(rename = "Port")]
+    pub port: u16,
+    /// End the forwarding when the caller closes the connection on which it called. airlock's own field; gVisor's callers
+    /// close theirs at once.
+    #[serde(rename = "EndsWithConnection")]
+    pub ends_with_connection: bool,
 }
 
 /// One process in the result of [`Processes`] (gVisor's `control.Process`).

@@ -6,6 +6,10 @@
 
 #![forbid(unsafe_code)]
 
+mod inside;
+
+pub use inside::PortForwardArgs;
+
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -118,6 +122,7 @@ pub enum Command {
     Fork(ForkArgs),
     Events(EventsArgs),
     Trace(TraceArgs),
+    PortForward(PortForwardArgs),
     Update(UpdateArgs),
     Spec(SpecArgs),
     Features(FeaturesArgs),

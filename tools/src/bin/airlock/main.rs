@@ -128,6 +128,7 @@ fn dispatch(
         "delete" => command!("delete", delete, DeleteArgs, Tail::None),
         "wait" => command!("wait", wait, WaitArgs, Tail::None),
         "pause" => command!("pause", pause, PauseArgs, Tail::None),
+        "port-forward" => command!("port-forward", port_forward, PortForwardArgs, Tail::None),
         "resume" => command!("resume", resume, ResumeArgs, Tail::None),
         "checkpoint" => command!("checkpoint", checkpoint, CheckpointArgs, Tail::None),
         "restore" => command!("restore", restore, RestoreArgs, Tail::None),

@@ -16,6 +16,7 @@ pub mod kill;
 pub mod list;
 pub mod man;
 pub mod pause;
+pub mod port_forward;
 pub mod proxy;
 pub mod ps;
 pub mod restore;
