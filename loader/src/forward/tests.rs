@@ -34,7 +34,7 @@ fn forwarded(pump: &Pump) -> (UnixStream, TcpStream, u64, mpsc::Receiver<()>) {
 fn both_directions_carry_everything_and_close_one_after_the_other() {
     let pump = Pump::new().unwrap();
     let (mut client, mut server, _, gone) = forwarded(&pump);
-    let sent: Vec<u8> = (0..5_000_000u32).map(|n| (n * 31 >> 3) as u8).collect();
+    let sent: Vec<u8> = (0..5_000_000u32).map(|n| ((n * 31) >> 3) as u8).collect();
     let expected = sent.clone();
     let upload = std::thread::spawn(move || {
         client.write_all(&sent).unwrap();

@@ -54,7 +54,7 @@ crate::methods! {
     WaitRestore: Empty => Empty;
     /// Connects a socket to a TCP port inside a container, on 127.0.0.1 or else ::1; returns once that connection is made.
     /// Then bytes go both ways until either end closes.
-    PortForward: PortForwardOpts => Empty, fds "in: a connected stream socket, which becomes non-blocking";
+    PortForward: PortForwardOpts => Empty, fds "in: a connected stream socket, which becomes non-blocking", errors "`stream FD is required for port forward`; `failed to get threadgroup from X: …`; `container X not started`; `creating netstack port forward connection: …`", blocks "until that connection is made, 10 s at most";
     /// What a restore has saved, compared with a start.
     GetSavings: Empty => Savings;
     /// What proc(5) shows of every process of every container, by pid; null when there is none. A process that ends
