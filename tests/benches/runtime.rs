@@ -1,10 +1,8 @@
 //! airlock against crun, runc and runsc, whole commands and calls: `cargo bench -p airlock-tests --bench runtime`
 //! (as root; programs that are not installed are left out by name). `-- run exec` picks groups by name.
-//!
-//! crun 1.8 refuses hybrid cgroup set-ups, so everything runs in a mount namespace without the unified tree.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use airlock_tests::bench::{Alternative, interleave, report, show};
+use airlock_tests::bench::{self, Alternative, interleave, quiet, report, show};
 use airlock_tests::{Bundle, State, leaks, which};
 use airlock_wire::api::airlock as own;
 use airlock_wire::api::container_manager::{
@@ -14,29 +12,12 @@ use airlock_wire::api::types::SpecJson;
 use airlock_wire::{Client, Dialect};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const PAUSE: Duration = Duration::from_millis(100);
 
 fn main() {
-    if !airlock_tests::is_root() {
-        println!("skipped: needs root");
-        return;
-    }
-    if std::env::var_os("AIRLOCK_BENCH_INSIDE").is_none() {
-        let inner = "umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$0\" \"$@\"";
-        let status = Command::new("unshare")
-            .args(["-m", "sh", "-c", inner])
-            .arg(std::env::current_exe().unwrap())
-            .args(std::env::args().skip(1))
-            .env("AIRLOCK_BENCH_INSIDE", "1")
-            .env("AIRLOCK_BINARY", release_binary())
-            .status()
-            .unwrap();
-        std::process::exit(status.code().unwrap_or(1));
-    }
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let groups: [(&str, fn()); 7] = [
         ("run", run_true),
         ("seccomp", run_with_seccomp),
@@ -46,29 +27,7 @@ fn main() {
         ("memory", memory),
         ("scale", scale),
     ];
-    for (name, group) in groups {
-        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
-            group();
-        }
-    }
-}
-
-fn release_binary() -> PathBuf {
-    let root = airlock_tests::workspace();
-    let built =
-        Command::new("cargo").args(["build", "--release", "-q", "-p", "airlock"]).current_dir(&root).status();
-    assert!(built.unwrap().success());
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
-    target.join("release/airlock")
-}
-
-fn quiet(command: &mut Command) -> bool {
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|s| s.success())
+    bench::run(&groups);
 }
 
 /// The other runtimes that are installed, with the options they need before a command.

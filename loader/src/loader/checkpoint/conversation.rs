@@ -6,6 +6,7 @@ use crate::checkpoint::state::Refusal;
 use crate::container::Process;
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Kind, Result};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -58,6 +59,10 @@ impl Agent {
 
     /// The next event but log lines.
     pub fn next(&self) -> Result<(Event, Vec<OwnedFd>)> {
+        self.receive().map_err(|e| self.explain(e))
+    }
+
+    fn receive(&self) -> Result<(Event, Vec<OwnedFd>)> {
         loop {
             match binary::recv(&self.channel) {
                 Ok((Event::Log { level, text }, _)) => {
@@ -78,8 +83,15 @@ impl Agent {
                     crate::container::lock(&self.kept).retain(|(kept, _)| *kept != number);
                 }
                 Ok(event) => return Ok(event),
-                Err(e) => return Err(self.explain(e)),
+                Err(e) => return Err(e),
             }
+        }
+    }
+
+    /// Blocks until it has ended.
+    fn wait(&self) {
+        if let Some(process) = &self.process {
+            wait_for(process.pidfd(), PollTimeout::NONE);
         }
     }
 
@@ -89,11 +101,8 @@ impl Agent {
             return error;
         };
         // Its parent is told first.
-        for (fd, limit) in
-            [(process.pidfd(), PollTimeout::NONE), (process.ended(), PollTimeout::from(REPORT))]
-        {
-            while poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], limit) == Err(nix::errno::Errno::EINTR) {}
-        }
+        self.wait();
+        wait_for(process.ended(), PollTimeout::from(REPORT));
         let status = process.status().or_else(|| crate::sys::process::exit_status(process.pidfd()).ok());
         let how = match status {
             Some(s) if s & 0x7f == libc::SIGKILL as u32 => {
@@ -111,9 +120,9 @@ impl Agent {
         self.order(order, fds)?;
         let mut outcome = None;
         loop {
-            let (event, fds) = match (self.next(), &outcome) {
+            let (event, fds) = match (self.receive(), &outcome) {
                 (Ok(event), _) => event,
-                (Err(e), None) => return Err(e),
+                (Err(e), None) => return Err(self.explain(e)),
                 (Err(_), Some(_)) => break,
             };
             match event {
@@ -153,6 +162,8 @@ impl Agent {
                 | Event::Forget { .. } => outcome = Some(Err(out_of_turn())),
             }
         }
+        // How it ended is not waited for: when it has ended the root container, nobody hears of that before this returns.
+        self.wait();
         outcome.unwrap_or_else(|| Err(out_of_turn()))
     }
 
@@ -168,6 +179,10 @@ impl Agent {
             }
         }
     }
+}
+
+fn wait_for(fd: BorrowedFd<'_>, limit: PollTimeout) {
+    while poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], limit) == Err(Errno::EINTR) {}
 }
 
 fn out_of_turn() -> Error {
