@@ -1,6 +1,6 @@
 //! `Airlock`: what gVisor's interface has no method for; airlock's own command line uses it.
 
-use crate::container_manager::wait_for;
+use crate::container_manager::{killer, wait_for};
 use airlock_loader::boot::FdTable;
 use airlock_loader::container::{Container, Process, State};
 use airlock_loader::loader::{ContainerParts, ExecRequest, Loader};
@@ -72,8 +72,9 @@ pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
         Ok(names)
     });
     let l = loader.clone();
-    registry
-        .on::<SignalForward>(move |_, args| l.forward(&args.cid, args.pid, args.signo).map(|()| Empty {}));
+    registry.on::<SignalForward>(move |call, args| {
+        l.forward(&args.cid, args.pid, killer::<SignalForward>(call, args.signo)).map(|()| Empty {})
+    });
     let l = loader.clone();
     registry.on::<PauseContainer>(move |_, args| l.pause_container(&args.cid, true).map(|()| Empty {}));
     let l = loader.clone();
@@ -157,15 +158,19 @@ fn kill(container: &Container, process: &Process) {
     let _ = process.signal(libc::SIGKILL);
 }
 
-fn info(loader: &Loader, container: &Container) -> ContainerInfo {
-    let state = container.state();
-    let status = match state {
+/// What a container does, in OCI's words.
+pub(crate) fn status_of(loader: &Loader, container: &Container) -> &'static str {
+    match container.state() {
         State::Creating => "creating",
         State::Stopped | State::RestoreFailed => "stopped",
         _ if loader.is_paused(container) => "paused",
         State::Created | State::RestoringUnstarted => "created",
         _ => "running",
-    };
+    }
+}
+
+fn info(loader: &Loader, container: &Container) -> ContainerInfo {
+    let status = status_of(loader, container);
     let times = container.times();
     let text =
         |t: Option<SystemTime>| t.map(|t| humantime::format_rfc3339_nanos(t).to_string()).unwrap_or_default();
@@ -176,6 +181,7 @@ fn info(loader: &Loader, container: &Container) -> ContainerInfo {
         init_pid: init.as_ref().map_or(0, |p| p.pid),
         exit_status: init.and_then(|p| p.status()),
         reason: container.reason(),
+        killed_by: container.killed_by(),
         created: text(times.created),
         started: text(times.started),
         finished: text(times.finished),

@@ -13,7 +13,7 @@ use airlock_wire::api::checkpoint::{
 use airlock_wire::api::container_manager::{
     Checkpoint, GetSavings, Restore, RestoreSubcontainer, StartArgs, WaitCheckpoint, WaitRestore,
 };
-use airlock_wire::api::state::Save;
+use airlock_wire::api::state::{Save, SaveWithOpts};
 use airlock_wire::api::types::Empty;
 use airlock_wire::error::{Error, Result};
 use airlock_wire::registry::{Call, Registry};
@@ -29,6 +29,11 @@ pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
     registry.on::<Checkpoint>(move |call, opts| save(&l, call, opts));
     let l = loader.clone();
     registry.on::<Save>(move |call, opts| save(&l, call, opts));
+    registry.on::<SaveWithOpts>(|_, _| {
+        Err(Error::unsupported(
+            "SaveWithOpts is not supported: its argument is made of pointers into gVisor's kernel; use containerManager.Checkpoint",
+        ))
+    });
     let l = loader.clone();
     registry.on::<OwnCheckpoint>(move |call, args| checkpoint(&l, call, args));
     let l = loader.clone();

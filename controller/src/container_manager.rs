@@ -2,6 +2,7 @@
 
 use airlock_loader::container::{Container, Process, State};
 use airlock_loader::loader::{ContainerParts, DeliveryMode, ExecRequest, Loader};
+use airlock_wire::api::airlock::Killer;
 use airlock_wire::api::container_manager::{
     ContainerRuntimeState, CreateSubcontainer, DestroySubcontainer, Event, EventOut, ExecArgs, ExecuteAsync,
     Pause, Processes, Resume, RuntimeState, Signal, SignalArgs, StartArgs, StartRoot, StartSubcontainer,
@@ -9,6 +10,7 @@ use airlock_wire::api::container_manager::{
 };
 use airlock_wire::api::types::{Empty, Json, List};
 use airlock_wire::error::{Error, Kind, Result};
+use airlock_wire::method::Method;
 use airlock_wire::registry::{Call, Registry};
 use oci_spec::runtime::Spec;
 use serde_json::json;
@@ -35,11 +37,18 @@ pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
     let l = loader.clone();
     registry.on::<StartSubcontainer>(move |call, args| start_subcontainer(&l, call, args));
     let l = loader.clone();
-    registry.on::<DestroySubcontainer>(move |_, cid| l.destroy(&cid).map(|()| Empty {}));
+    registry.on::<DestroySubcontainer>(move |call, cid| {
+        if let Ok(container) = l.container(&cid)
+            && !container.root
+        {
+            container.asked(killer::<DestroySubcontainer>(call, libc::SIGKILL));
+        }
+        l.destroy(&cid).map(|()| Empty {})
+    });
     let l = loader.clone();
     registry.on::<ExecuteAsync>(move |call, args| Ok(execute(&l, call, &args)?.ns_pid()));
     let l = loader.clone();
-    registry.on::<Signal>(move |_, args| signal(&l, &args));
+    registry.on::<Signal>(move |call, args| signal(&l, call, &args));
     let l = loader.clone();
     registry.on::<Wait>(move |call, cid| wait(&l, call, &cid));
     let l = loader.clone();
@@ -258,10 +267,21 @@ fn gvisor_exec_error(args: &ExecArgs, error: Error) -> Error {
     }
 }
 
-fn signal(loader: &Loader, args: &SignalArgs) -> Result<Empty> {
+/// The client of `call`, which asks for a signal by method `M`.
+pub(crate) fn killer<M: Method>(call: &Call<'_>, signal: i32) -> Killer {
+    let peer = call.peer();
+    Killer { uid: peer.uid, pid: peer.pid, by: M::NAME.to_owned(), signal }
+}
+
+fn signal(loader: &Loader, call: &Call<'_>, args: &SignalArgs) -> Result<Empty> {
     args.delivery()?;
     let mode = DeliveryMode::from_number(args.mode.into())
         .ok_or_else(|| Error::invalid_argument(format!("unknown signal delivery mode {}", args.mode)))?;
+    if args.pid == 0
+        && let Ok(container) = loader.container(&args.cid)
+    {
+        container.asked(killer::<Signal>(call, args.signo));
+    }
     loader.signal(&args.cid, args.pid, args.signo, mode)?;
     Ok(Empty {})
 }
@@ -330,7 +350,8 @@ fn event(loader: &Loader, cid: &str) -> Result<EventOut> {
     let id = if cid.is_empty() { loader.id() } else { cid };
     let container = loader.container(id)?;
     let stats = container.cgroup()?.stats()?;
-    let mut out = EventOut { event: crate::usage::event_of(loader, cid, &stats), ..EventOut::default() };
+    let mut out =
+        EventOut { event: crate::usage::event_of(loader, &container, cid, &stats), ..EventOut::default() };
     for container in loader.containers() {
         if let Ok(cgroup) = container.cgroup()
             && let Ok(stats) = cgroup.stats()

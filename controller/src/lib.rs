@@ -3,12 +3,15 @@
 #![forbid(unsafe_code)]
 
 mod airlock;
+mod cgroups;
 mod checkpoint;
 mod container_manager;
 mod debug;
+mod events;
 mod forward;
 mod lifecycle;
 mod logging;
+pub mod metrics;
 mod proc;
 mod trace;
 mod usage;
@@ -32,6 +35,9 @@ pub fn handlers(loader: &Arc<Loader>) -> Registry {
     proc::register(&mut registry, loader);
     logging::register(&mut registry);
     usage::register(&mut registry, loader);
+    metrics::register(&mut registry, loader);
+    cgroups::register(&mut registry, loader);
+    events::register(&mut registry);
     debug::register(&mut registry, loader);
     trace::register(&mut registry, loader);
     airlock::register(&mut registry, loader);

@@ -1,46 +1,68 @@
 //! `Usage`: memory of the sandbox; and the statistics part of `containerManager.Event`.
 
 use airlock_loader::cgroup::stats::{self, Stats as CgroupStats};
+use airlock_loader::container::Container;
 use airlock_loader::loader::Loader;
 use airlock_wire::api::container_manager::{
     Cpu, CpuUsage, Memory, MemoryEntry, NetworkInterface, Pids, Stats, StatsEvent,
 };
-use airlock_wire::api::types::List;
-use airlock_wire::api::usage::{Collect, MemoryUsage};
-use airlock_wire::error::Result;
+use airlock_wire::api::types::{Empty, List};
+use airlock_wire::api::usage::{Collect, GetFileIoStats, MemoryUsage, Reduce, UsageFD};
+use airlock_wire::error::{Error, Result};
 use airlock_wire::registry::Registry;
+use serde_json::json;
 use std::sync::Arc;
+
+/// Memory limits from here on are the kernel's way to say that there is none.
+pub(crate) const NO_LIMIT: u64 = i64::MAX as u64 / 2;
+/// The one layout of the page that there is.
+const PAGE_VERSION: u64 = 1;
 
 pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
     let l = loader.clone();
     registry.on::<Collect>(move |_, args| collect(&l, args.full));
+    let l = loader.clone();
+    registry.on::<UsageFD>(move |call, args| {
+        if args.version != PAGE_VERSION {
+            return Err(Error::invalid_argument(format!("unsupported version requested: {}", args.version)));
+        }
+        let (page, file) = l.usage_page()?;
+        call.reply_fd(page);
+        call.reply_fd(file);
+        Ok(Empty {})
+    });
+    let l = loader.clone();
+    registry.on::<Reduce>(move |_, args| {
+        l.reclaim(args.wait)?;
+        if !args.do_not_gc {
+            airlock_loader::loader::trim();
+        }
+        Ok(Empty {})
+    });
+    let l = loader.clone();
+    registry.on::<GetFileIoStats>(move |_, Empty {}| {
+        let wait = u64::try_from(l.io_wait()?.as_nanos()).unwrap_or(u64::MAX);
+        Ok(json!({"ReadWait": {"/": wait}, "ReadWait9P": {"/": 0}}).to_string())
+    });
 }
 
 /// Memory of all containers. gVisor knows categories of its own memory file; here they are the kernel's, as the
 /// memory controller counts them. Without `full`, only what is mapped is told apart.
 fn collect(loader: &Loader, full: bool) -> Result<MemoryUsage> {
-    let root = loader.root()?;
-    let memory = root.cgroup()?.stats()?.memory;
-    let raw = |v1: &str, v2: &str| memory.raw.get(v1).or_else(|| memory.raw.get(v2)).copied().unwrap_or(0);
-    let mapped = raw("total_mapped_file", "file_mapped");
-    let total = memory.usage.usage;
+    let memory = loader.memory()?;
+    let (total, mapped) = (memory.total(), memory.mapped);
     if !full {
-        let unknown = total.saturating_sub(mapped);
-        return Ok(MemoryUsage { unknown, mapped, total: unknown + mapped, ..MemoryUsage::default() });
+        return Ok(MemoryUsage { unknown: total - mapped, mapped, total, ..MemoryUsage::default() });
     }
-    let anonymous = raw("total_rss", "anon");
-    let tmpfs = raw("total_shmem", "shmem");
-    let page_cache = raw("total_cache", "file").saturating_sub(mapped).saturating_sub(tmpfs);
-    let system = total.saturating_sub(anonymous + tmpfs + page_cache + mapped);
     Ok(MemoryUsage {
         unknown: 0,
-        system,
-        anonymous,
-        page_cache,
+        system: memory.system,
+        anonymous: memory.anonymous,
+        page_cache: memory.page_cache,
         mapped,
-        tmpfs,
+        tmpfs: memory.tmpfs,
         ramdiskfs: 0,
-        total: system + anonymous + page_cache + mapped + tmpfs,
+        total,
     })
 }
 
@@ -50,10 +72,10 @@ pub(crate) fn cpu_total(stats: &CgroupStats) -> u64 {
 }
 
 /// Statistics in gVisor's shape; `id` is repeated as the caller gave it.
-pub(crate) fn event_of(loader: &Loader, id: &str, stats: &CgroupStats) -> StatsEvent {
+pub(crate) fn event_of(loader: &Loader, container: &Container, id: &str, stats: &CgroupStats) -> StatsEvent {
     let entry = |e: &stats::MemoryEntry| MemoryEntry {
         // gVisor says 0 where there is no limit; the kernel's "no limit" is a number close to 2^63.
-        limit: if e.limit >= i64::MAX as u64 / 2 { 0 } else { e.limit },
+        limit: if e.limit >= NO_LIMIT { 0 } else { e.limit },
         usage: e.usage,
         max: e.max,
         failcnt: e.failcnt,
@@ -79,20 +101,23 @@ pub(crate) fn event_of(loader: &Loader, id: &str, stats: &CgroupStats) -> StatsE
                 raw: stats.memory.raw.clone(),
             },
             pids: Pids { current: stats.pids.current, limit: stats.pids.limit },
-            network_interfaces: List(interfaces(loader)),
+            network_interfaces: List(interfaces(loader, container)),
         },
     }
 }
 
-/// Counters of the sandbox's network interfaces, `lo` among them as in gVisor. The loader is in that network namespace,
-/// so its own `net/dev` shows them.
-fn interfaces(loader: &Loader) -> Vec<NetworkInterface> {
-    let text = loader.procfs().read(std::process::id() as i32, "net/dev").unwrap_or_default();
-    text.lines().filter_map(parse_interface).collect()
+/// Counters of a container's network interfaces, `lo` among them as in gVisor, as its init's network namespace has them;
+/// the sandbox's, in which the loader is, when that has ended.
+pub(crate) fn interfaces(loader: &Loader, container: &Container) -> Vec<NetworkInterface> {
+    let init = container.init().filter(|init| init.status().is_none()).map(|init| init.pid);
+    let text = init
+        .and_then(|pid| loader.procfs().read(pid, "net/dev").ok())
+        .or_else(|| loader.procfs().read(std::process::id() as i32, "net/dev").ok());
+    text.unwrap_or_default().lines().filter_map(parse_interface).collect()
 }
 
 fn parse_interface(line: &str) -> Option<NetworkInterface> {
-    let (name, numbers) = line.split_once(':')?;
+    let (name, numbers) = line.rsplit_once(':')?;
     let n: Vec<u64> = numbers.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect();
     if n.len() < 16 {
         return None;

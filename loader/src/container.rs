@@ -4,13 +4,14 @@
 use crate::cgroup::Cgroup;
 use crate::loader::Layer;
 use crate::sys::process;
+use airlock_wire::api::airlock::Killer;
 use airlock_wire::error::{Error, Result};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use oci_spec::runtime::Spec;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::SystemTime;
 
@@ -186,6 +187,8 @@ pub(crate) struct Life {
     pub times: Times,
     /// Why the init ended, in a word or two.
     pub reason: String,
+    /// Who asked last that a signal be sent to the init.
+    pub asked: Option<Killer>,
 }
 
 /// A container of the sandbox.
@@ -215,6 +218,7 @@ pub struct Container {
     pub(crate) origin: OnceLock<Vec<(i32, u64, u64)>>,
     /// The loader itself made the cgroup leaf.
     pub(crate) made_leaf: AtomicBool,
+    pub(crate) executed: AtomicU64,
     pub(crate) life: Mutex<Life>,
 }
 
@@ -235,6 +239,7 @@ impl Container {
             newest_mount: OnceLock::new(),
             origin: OnceLock::new(),
             made_leaf: AtomicBool::new(false),
+            executed: AtomicU64::new(0),
             life: Mutex::new(Life {
                 state: State::Creating,
                 init: None,
@@ -242,6 +247,7 @@ impl Container {
                 execs: HashMap::new(),
                 times: Times::default(),
                 reason: String::new(),
+                asked: None,
             }),
         }
     }
@@ -274,6 +280,26 @@ impl Container {
     /// Why its init ended: empty while it runs, then `exited`, `signal N`, `oom` or what prevented the start.
     pub fn reason(&self) -> String {
         lock(&self.life).reason.clone()
+    }
+
+    /// Who sent the signal that its init ended by.
+    pub fn killed_by(&self) -> Option<Killer> {
+        let life = lock(&self.life);
+        let signal = life.init.as_ref()?.status()? & 0x7f;
+        life.asked.clone().filter(|killer| signal != 0 && killer.signal.cast_unsigned() == signal)
+    }
+
+    /// Notes who asks that a signal be sent to its init, or to all its processes.
+    pub fn asked(&self, killer: Killer) {
+        let mut life = lock(&self.life);
+        if killer.signal != 0 && life.init.as_ref().is_some_and(|init| init.status().is_none()) {
+            life.asked = Some(killer);
+        }
+    }
+
+    /// Processes that were executed in it, besides its init.
+    pub fn executed(&self) -> u64 {
+        self.executed.load(Ordering::Relaxed)
     }
 
     /// Its cgroup, once it has one.

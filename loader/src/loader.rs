@@ -10,6 +10,7 @@ mod parts;
 mod pause;
 mod processes;
 mod signal;
+mod usage;
 mod work;
 
 pub use exec::{ExecRequest, Executed};
@@ -18,6 +19,7 @@ pub use lifecycle::Prepared;
 pub use parts::ContainerParts;
 pub(crate) use parts::Layer;
 pub use signal::DeliveryMode;
+pub use usage::trim;
 pub use work::Working;
 
 use crate::checkpoint::image::Generation;
@@ -81,6 +83,7 @@ pub struct Loader {
     subscribers: Mutex<Vec<Sender<Event>>>,
     work: checkpoint::Work,
     forwards: forward::Forwards,
+    usage: usage::Live,
     generation: String,
 }
 
@@ -98,6 +101,7 @@ impl Loader {
             subscribers: Mutex::default(),
             work: checkpoint::Work::new()?,
             forwards: forward::Forwards::new()?,
+            usage: usage::Live::default(),
             generation: Generation::new()
                 .map_err(|e| Error::from(e).context("making a generation ID"))?
                 .to_string(),
@@ -230,7 +234,8 @@ impl Loader {
             life.channel = None;
             life.times.finished = Some(std::time::SystemTime::now());
             if life.reason.is_empty() {
-                life.reason = end_reason(container, status);
+                let asked = life.asked.as_ref().is_some_and(|k| k.signal.cast_unsigned() == status & 0x7f);
+                life.reason = end_reason(container, status, asked);
             }
             (was_started, failed)
         };
@@ -249,12 +254,15 @@ impl Loader {
     }
 }
 
-fn end_reason(container: &Container, status: u32) -> String {
+/// Why a container's init ended. `asked` says that a client asked for the signal that it ended by: then it was that, also if
+/// the OOM killer was at work before.
+fn end_reason(container: &Container, status: u32, asked: bool) -> String {
     let signal = status & 0x7f;
     if signal == 0 {
         return "exited".to_owned();
     }
     let oom = signal == libc::SIGKILL as u32
+        && !asked
         && container.cgroup.get().and_then(|c| c.stats().ok()).is_some_and(|s| s.memory.oom_kills > 0);
     if oom { "oom".to_owned() } else { format!("signal {signal}") }
 }

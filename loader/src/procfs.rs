@@ -146,6 +146,15 @@ impl ProcFs {
         Ok(openat(&self.0, path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?.into())
     }
 
+    /// As [`ProcFs::reopen`], for reading and writing.
+    ///
+    /// # Errors
+    /// As [`ProcFs::reopen`].
+    pub fn reopen_writable(&self, fd: BorrowedFd<'_>) -> Result<File> {
+        let path = format!("self/fd/{}", fd.as_raw_fd());
+        Ok(openat(&self.0, path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?.into())
+    }
+
     /// `/proc/<pid>/stat`.
     ///
     /// # Errors

@@ -3,11 +3,13 @@
 //! [`Urpc`] speaks gVisor's JSON dialect and shares no code with airlock: what it sends and expects was taken from
 //! recorded exchanges with runsc. [`Caller`] calls by name in either dialect, so that one test checks both.
 use airlock_wire::client::{Client, Dialect};
-use airlock_wire::method::Method;
+use airlock_wire::error::Kind;
+use airlock_wire::method::{Method, Visitor};
+use airlock_wire::scm;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::{Value, json};
-use std::io::{IoSlice, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io::{IoSlice, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -23,6 +25,7 @@ pub struct Reply {
     pub success: bool,
     pub err: String,
     pub result: Value,
+    pub fds: Vec<OwnedFd>,
 }
 
 impl Urpc {
@@ -53,19 +56,17 @@ impl Urpc {
         self.stream.write_all(&bytes[sent..])
     }
 
-    /// Reads one reply; `None` when the sandbox closed the connection. No method of gVisor's that is called here
-    /// answers with descriptors.
+    /// Reads one reply; `None` when the sandbox closed the connection.
     pub fn receive(&mut self) -> Option<Reply> {
-        let mut text = Vec::new();
-        let mut buffer = [0; 1535];
+        let (mut text, mut fds) = (Vec::new(), Vec::new());
         loop {
-            match self.stream.read(&mut buffer) {
+            text.reserve(1535);
+            // Only this much of airlock is in here: safe code cannot own descriptors that recvmsg(2) brings.
+            match scm::recv_with_fds(&self.stream, &mut text, 1535, &mut fds) {
                 Ok(0) if text.is_empty() => return None,
                 Ok(0) => panic!("closed in the middle of {:?}", String::from_utf8_lossy(&text)),
-                Ok(n) => text.extend_from_slice(&buffer[..n]),
-                Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return None,
-                // A read with a time limit is not restarted when a child of another test ends.
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Ok(_) => {}
+                Err(e) if e.kind == Kind::Disconnected => return None,
                 Err(e) => panic!("no reply: {e}"),
             }
             if let Ok(reply) = serde_json::from_slice::<Value>(&text) {
@@ -75,6 +76,7 @@ impl Urpc {
                     success: reply["success"].as_bool().unwrap(),
                     err: reply["err"].as_str().unwrap().to_owned(),
                     result: reply.get("result").unwrap().clone(),
+                    fds,
                 });
             }
         }
@@ -109,15 +111,21 @@ impl Caller {
         Self::Binary(client)
     }
 
-    /// Calls `method`: its result, or the text of its error.
+    /// Calls `method`: its result, or the text of its error. Descriptors of the reply are closed.
     #[track_caller]
     pub fn call(&mut self, method: &str, arg: &Value, fds: &[BorrowedFd<'_>]) -> Result<Value, String> {
+        self.call_for_fds(method, arg, fds).map(|(result, _)| result)
+    }
+
+    /// As [`Caller::call`], with the descriptors of the reply.
+    #[track_caller]
+    pub fn call_for_fds(&mut self, method: &str, arg: &Value, fds: &[BorrowedFd<'_>]) -> Called {
         match self {
             Self::Json(urpc) => {
                 let reply = urpc.call(method, arg, fds);
                 if reply.success {
                     assert_eq!(reply.err, "");
-                    Ok(reply.result)
+                    Ok((reply.result, reply.fds))
                 } else {
                     assert_eq!(reply.result, Value::Null, "{method}");
                     Err(reply.err)
@@ -141,70 +149,35 @@ impl Caller {
     }
 }
 
-fn typed<M: Method>(client: &mut Client, arg: &Value, fds: &[BorrowedFd<'_>]) -> Result<Value, String> {
+/// A result with the descriptors of the reply, or the text of an error.
+type Called = Result<(Value, Vec<OwnedFd>), String>;
+
+fn typed<M: Method>(client: &mut Client, arg: &Value, fds: &[BorrowedFd<'_>]) -> Called {
     let arg = match arg {
         Value::Null => M::Arg::default(),
         arg => serde_json::from_value(arg.clone()).map_err(|e| format!("not an argument: {e}"))?,
     };
     let reply = client.call::<M>(&arg, fds).map_err(|e| e.message)?;
-    Ok(serde_json::to_value(reply.value).unwrap())
+    Ok((serde_json::to_value(reply.value).unwrap(), reply.fds))
 }
 
-fn binary(client: &mut Client, method: &str, arg: &Value, fds: &[BorrowedFd<'_>]) -> Result<Value, String> {
-    use airlock_wire::api::{
-        airlock as a, container_manager as cm, debug, lifecycle as lc, logging, proc, state, usage,
-    };
-    macro_rules! dispatch {
-        ($($method:ty),+ $(,)?) => {
-            match method {
-                $( <$method as Method>::NAME => typed::<$method>(client, arg, fds), )+
-                other => panic!("{other} is not in this list"),
-            }
-        };
+/// Calls the method whose name is `method`.
+fn binary(client: &mut Client, method: &str, arg: &Value, fds: &[BorrowedFd<'_>]) -> Called {
+    struct ByName<'a> {
+        client: &'a mut Client,
+        method: &'a str,
+        arg: &'a Value,
+        fds: &'a [BorrowedFd<'a>],
+        called: Option<Called>,
     }
-    dispatch!(
-        cm::StartRoot,
-        cm::CreateSubcontainer,
-        cm::StartSubcontainer,
-        cm::DestroySubcontainer,
-        cm::ExecuteAsync,
-        cm::Processes,
-        cm::ProcfsDump,
-        cm::Signal,
-        cm::Wait,
-        cm::WaitPID,
-        cm::Pause,
-        cm::Resume,
-        cm::Event,
-        cm::ContainerRuntimeState,
-        cm::Checkpoint,
-        cm::Restore,
-        cm::RestoreSubcontainer,
-        cm::WaitCheckpoint,
-        cm::WaitRestore,
-        cm::GetSavings,
-        cm::PortForward,
-        state::Save,
-        lc::Pause,
-        lc::Resume,
-        lc::Shutdown,
-        lc::GetExitStatus,
-        lc::IsContainerRunning,
-        lc::SignalContainer,
-        lc::Reap,
-        proc::Exec,
-        proc::Ps,
-        proc::SignalProcess,
-        logging::Change,
-        usage::Collect,
-        debug::Stacks,
-        a::Info,
-        a::List,
-        a::StartContainer,
-        a::Methods,
-        a::Checkpoint,
-        a::Restore,
-        a::RestoreContainer,
-        a::CheckpointProgress,
-    )
+    impl Visitor for ByName<'_> {
+        fn visit<M: Method + 'static>(&mut self) {
+            if M::NAME == self.method {
+                self.called = Some(typed::<M>(self.client, self.arg, self.fds));
+            }
+        }
+    }
+    let mut call = ByName { client, method, arg, fds, called: None };
+    airlock_wire::api::visit_methods(&mut call);
+    call.called.unwrap_or_else(|| panic!("{method} is not declared"))
 }

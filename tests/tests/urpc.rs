@@ -16,6 +16,8 @@ mod others;
 mod processes;
 #[path = "urpc/signals.rs"]
 mod signals;
+#[path = "urpc/usage.rs"]
+mod usage;
 #[path = "urpc/waits.rs"]
 mod waits;
 

@@ -22,7 +22,7 @@ use crate::container::{self, CreateOptions, DeleteOptions, ExecOptions, Executed
 use crate::podspec::Bundle;
 use crate::sandbox::reap;
 use crate::state::{State, StateDir, Status, exit_code, not_running};
-use airlock_wire::api::airlock::{ContainerId, PauseContainer, ResumeContainer};
+use airlock_wire::api::airlock::{ContainerId, Killer, PauseContainer, ResumeContainer};
 use airlock_wire::api::checkpoint::Report;
 use airlock_wire::api::container_manager as cm;
 use airlock_wire::api::types::Empty;
@@ -73,6 +73,9 @@ pub struct Container {
     /// Why it has stopped, if not by itself: `signal N`, `oom`, `checkpointed`, or what failed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// Who had it killed, if that was asked of its sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub killed_by: Option<Killer>,
 }
 
 /// Which processes a signal is for.
@@ -152,6 +155,7 @@ impl Airlock {
                     annotations: BTreeMap::new(),
                     owner: String::new(),
                     reason: String::new(),
+                    killed_by: None,
                 }),
             }
         }
@@ -165,13 +169,15 @@ impl Airlock {
     pub fn state(&self, id: &str) -> Result<Container> {
         let state = self.states.load(id)?;
         let status = self.states.status(&state)?;
-        let reason = match status {
+        let (reason, killed_by) = match status {
             Status::Stopped => {
-                self.states.exit_record(id).ok().flatten().map(|r| r.reason).unwrap_or_default()
+                let record = self.states.exit_record(id).ok().flatten();
+                record.map(|r| (r.reason, r.killed_by)).unwrap_or_default()
             }
-            _ => String::new(),
+            _ => Default::default(),
         };
         Ok(Container {
+            killed_by,
             reason: if reason == EXITED { String::new() } else { reason },
             pid: if status == Status::Stopped { 0 } else { state.pid },
             status,
@@ -443,13 +449,16 @@ impl Airlock {
         events::stats(&self.alive(id)?)
     }
 
-    /// Resource usage every `interval`, and an event for each out-of-memory kill, until the container ends. The first
-    /// comes at once; the iterator blocks for the next.
+    /// Resource usage every `interval`, an event for each out-of-memory kill, and how the container ended, which is the last
+    /// one. The first comes at once; the iterator blocks for the next.
     ///
     /// # Errors
     /// `container does not exist`; `container not running`.
     pub fn events(&self, id: &str, interval: Duration) -> Result<Events> {
-        Events::new(self.alive(id)?, interval)
+        let states = StateDir::open(self.states.root())?;
+        let name = id.to_owned();
+        let last_words = move || states.exit_record(&name).ok().flatten();
+        Events::new(self.alive(id)?, interval, Box::new(last_words))
     }
 
     /// Changes the resource limits of a container; what `resources` does not name stays as it is.

@@ -53,6 +53,11 @@ impl Supervised {
     /// Waits for the end while passing on what `foreground` collects. Returns the wait status: that of a kill when the
     /// sandbox is killed meanwhile.
     pub fn wait(self, foreground: Foreground) -> Result<i32> {
+        self.wait_told(foreground).map(|(status, _)| status)
+    }
+
+    /// As [`Supervised::wait`], and asks the sandbox what it knows of the end of a container's init.
+    fn wait_told(self, foreground: Foreground) -> Result<(i32, Option<api::ContainerInfo>)> {
         let Self { target, mut waiting, mut signals } = self;
         foreground.wait(waiting.stream().as_fd(), |signo| {
             let args = api::SignalForwardArgs { cid: target.cid.clone(), pid: target.pid, signo };
@@ -60,9 +65,13 @@ impl Supervised {
             let _ = signals.call::<api::SignalForward>(&args, &[]);
         })?;
         match waiting.finish::<api::Supervise>() {
-            Ok(reply) => Ok(reply.value as i32),
+            Ok(reply) => {
+                let named = api::ContainerId { cid: target.cid };
+                let told = (target.pid == 0).then(|| signals.call::<api::Info>(&named, &[]));
+                Ok((reply.value as i32, told.and_then(Result::ok).map(|reply| reply.value)))
+            }
             // The sandbox is gone, and with it everything in it: that is a kill.
-            Err(e) if e.kind == Kind::Disconnected => Ok(libc::SIGKILL),
+            Err(e) if e.kind == Kind::Disconnected => Ok((libc::SIGKILL, None)),
             Err(e) => Err(e),
         }
     }
@@ -126,15 +135,17 @@ impl Proxy {
         sys::set_name(c"airlock-proxy");
         let Proxy { supervised, exit_file } = self;
         let id = supervised.target.cid.clone();
-        let status = Foreground::new(block, None)
-            .and_then(|foreground| supervised.wait(foreground))
+        let (status, told) = Foreground::new(block, None)
+            .and_then(|foreground| supervised.wait_told(foreground))
             // What nobody watches any more is killed.
-            .unwrap_or(libc::SIGKILL);
+            .unwrap_or((libc::SIGKILL, None));
         if let Some(mut file) = exit_file {
+            let told = told.unwrap_or_default();
             let record = ExitRecord {
                 id,
                 status,
-                reason: String::new(),
+                reason: told.reason,
+                killed_by: told.killed_by,
                 time: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
             };
             if let Ok(text) = serde_json::to_vec(&record) {

@@ -141,6 +141,9 @@ pub struct ExitRecord {
     /// When, RFC 3339 in UTC.
     #[serde(default)]
     pub time: String,
+    /// Who sent the signal that it ended by, if that was asked of the sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub killed_by: Option<api::Killer>,
 }
 
 impl ExitRecord {

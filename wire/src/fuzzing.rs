@@ -8,9 +8,10 @@
 
 use crate::api::boot::{BootArgs, BootReply};
 use crate::api::types::{Empty, Json};
-use crate::api::{airlock, container_manager as cm, lifecycle, logging, proc, usage};
+use crate::api::{self, airlock, container_manager as cm, lifecycle, logging, proc, usage};
 use crate::binary::{FrameKind, HEADER_LEN, Header};
 use crate::error::Error;
+use crate::method::{Method, Visitor};
 use crate::{Registry, Server, ServerOptions, codec, json, scm};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt::Debug;
@@ -103,6 +104,50 @@ pub fn binary(data: &[u8]) {
     check::<logging::LoggingArgs>(data);
     check::<airlock::PrepareArgs>(data);
     check::<Vec<airlock::ContainerInfo>>(data);
+}
+
+/// Reads `data` as a method's name, a newline and an argument of that method, in either dialect; of every method when the
+/// name is none. What can be read must stay the same when it is written and read again.
+pub fn arguments(data: &[u8]) {
+    struct Argument<'a> {
+        of: Option<&'a str>,
+        bytes: &'a [u8],
+    }
+    impl Visitor for Argument<'_> {
+        fn visit<M: Method + 'static>(&mut self) {
+            if self.of.is_some_and(|name| name != M::NAME) {
+                return;
+            }
+            if let Ok(arg) = json::from_slice::<M::Arg>(self.bytes) {
+                stays_the_same(&arg);
+            }
+            if let Ok(arg) = codec::decode::<M::Arg>(self.bytes) {
+                stays_the_same(&arg);
+            }
+        }
+    }
+    let at = data.iter().position(|b| *b == b'\n').unwrap_or(0);
+    let (name, rest) = data.split_at(at);
+    let of = std::str::from_utf8(name).ok().filter(|name| api::all_methods().iter().any(|m| m.name == *name));
+    api::visit_methods(&mut Argument { of, bytes: rest.strip_prefix(b"\n").unwrap_or(rest) });
+}
+
+/// Writing a value, reading that and writing it again comes to the same, in both dialects.
+pub fn stays_the_same<T: Serialize + DeserializeOwned>(value: &T) {
+    let bytes = |value: &T| {
+        let mut bytes = Vec::new();
+        codec::encode_into(value, &mut bytes).unwrap();
+        bytes
+    };
+    let text = |value: &T| {
+        let mut text = Vec::new();
+        json::encode(value, &mut text).unwrap();
+        text
+    };
+    let written = bytes(value);
+    assert_eq!(bytes(&codec::decode(&written).unwrap()), written);
+    let written = text(value);
+    assert_eq!(text(&json::from_slice(&written).unwrap()), written, "{}", String::from_utf8_lossy(&written));
 }
 
 /// Plays `data` to a server as a script of sends: each step is a byte for the number of descriptors, a byte for the

@@ -13,6 +13,7 @@
 pub mod addr;
 pub mod api;
 pub mod binary;
+pub mod calls;
 pub mod client;
 pub mod codec;
 pub mod error;

@@ -46,6 +46,19 @@ pub trait Method {
     }
 }
 
+/// Looks at methods as types, one after the other; see [`crate::api::visit_methods`].
+pub trait Visitor {
+    /// Looks at one.
+    fn visit<M: Method + 'static>(&mut self);
+}
+
+/// Collects the methods' entries for the listing.
+impl Visitor for Vec<MethodInfo> {
+    fn visit<M: Method + 'static>(&mut self) {
+        self.push(M::info());
+    }
+}
+
 /// A method as `Airlock.Methods` and `airlock call --list` show it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -87,10 +100,12 @@ pub const fn or_common(own: &'static str, common: &'static str) -> &'static str 
 /// }
 /// assert_eq!(<Now as airlock_wire::Method>::NAME, "Clock.Now");
 /// assert_eq!(<Tick as airlock_wire::Method>::SOURCE, "the manual of clocks");
-/// assert_eq!(methods().len(), 2);
+/// let mut listing = Vec::new();
+/// visit(&mut listing);
+/// assert_eq!(listing.len(), 2);
 /// ```
 ///
-/// Each entry makes a unit struct that implements [`Method`]; `methods()` lists them in order. What follows the types
+/// Each entry makes a unit struct that implements [`Method`]; `visit` shows them to a [`Visitor`] in order. What follows the types
 /// is for people, each part optional, in this order: `fds` (descriptors, [`Method::FDS`]), `errors`
 /// ([`Method::ERRORS`]), `blocks` ([`Method::BLOCKS`]), `from` ([`Method::SOURCE`], when it is not the receiver's).
 #[macro_export]
@@ -121,9 +136,9 @@ macro_rules! methods {
             }
         )+
 
-        /// The methods of this receiver, in the order of their declaration.
-        pub fn methods() -> ::std::vec::Vec<$crate::method::MethodInfo> {
-            ::std::vec![$( <$name as $crate::method::Method>::info() ),+]
+        /// Shows the methods of this receiver to `visitor`, in the order of their declaration.
+        pub fn visit(visitor: &mut impl $crate::method::Visitor) {
+            $( $crate::method::Visitor::visit::<$name>(visitor); )+
         }
     };
 }

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::calls::{Calls, Counter};
 use crate::client::Dialect;
 use crate::codec;
 use crate::error::{Error, Kind, Result};
@@ -14,6 +15,8 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Instant;
 
 /// One call, as its handler sees it. Descriptors that the handler does not take are closed when it returns.
 #[derive(Debug)]
@@ -172,7 +175,14 @@ where
 /// The methods that a server answers, with their handlers.
 #[derive(Default)]
 pub struct Registry {
-    handlers: BTreeMap<&'static str, Box<dyn Handler>>,
+    handlers: BTreeMap<&'static str, Entry>,
+    calls: Calls,
+}
+
+/// A method's handler, and what is counted of it.
+struct Entry {
+    handler: Box<dyn Handler>,
+    counter: Arc<Counter>,
 }
 
 impl Registry {
@@ -190,19 +200,34 @@ impl Registry {
         &mut self,
         handler: impl Fn(&mut Call<'_>, M::Arg) -> Result<M::Reply> + Send + Sync + 'static,
     ) {
-        self.handlers.insert(M::NAME, Box::new(Typed::<M, _> { handler, method: PhantomData }));
+        let handler = Box::new(Typed::<M, _> { handler, method: PhantomData });
+        self.handlers.insert(M::NAME, Entry { handler, counter: self.calls.counter(M::NAME) });
     }
 
     /// The registered methods, by name.
     pub fn methods(&self) -> Vec<MethodInfo> {
-        self.handlers.values().map(|handler| handler.info()).collect()
+        self.handlers.values().map(|entry| entry.handler.info()).collect()
     }
 
-    pub(crate) fn handler(&self, method: &str) -> Result<&dyn Handler> {
-        match self.handlers.get(method) {
-            Some(handler) => Ok(handler.as_ref()),
-            None => Err(Error::new(Kind::UnknownMethod, json::UNKNOWN_METHOD)),
-        }
+    /// What is counted of the calls that this registry answers.
+    pub fn calls(&self) -> &Calls {
+        &self.calls
+    }
+
+    /// Has `answer` call the handler of `method`, and counts the call with its time.
+    pub(crate) fn counted(
+        &self,
+        method: &str,
+        answer: impl FnOnce(&dyn Handler) -> Result<()>,
+    ) -> Result<()> {
+        let Some(entry) = self.handlers.get(method) else {
+            self.calls.count_unknown();
+            return Err(Error::new(Kind::UnknownMethod, json::UNKNOWN_METHOD));
+        };
+        let begin = Instant::now();
+        let result = answer(entry.handler.as_ref());
+        entry.counter.count(begin, result.is_err());
+        result
     }
 }
 

@@ -10,6 +10,7 @@ use crate::procfs::ProcFs;
 use crate::seccomp::loader_filter;
 use crate::spawner::{Exited, Spawner};
 use crate::sys::{backtrace, mount, process};
+use airlock_wire::api::airlock::Killer;
 use airlock_wire::api::boot::{BootArgs, BootReply};
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Result};
@@ -43,6 +44,9 @@ pub(super) struct LoaderStart {
 
 /// Capabilities the loader keeps: signals to any user's processes, and looking into them.
 const KEPT: u64 = 1 << 5 /* KILL */ | 1 << 19 /* SYS_PTRACE */ | 1 << 2 /* DAC_READ_SEARCH */;
+
+/// `si_code` of a signal that the kernel sends of its own accord (sigaction(2)).
+const SI_KERNEL: i32 = 0x80;
 
 pub(super) fn main(start: LoaderStart) -> ! {
     process::set_name(c"airlock-loader");
@@ -255,7 +259,14 @@ fn watch(
         }
         if ready[1] {
             while let Ok(Some(info)) = signals.read_signal() {
-                forward(loader, info.ssi_signo as i32);
+                // The kernel's own: a lease on the usage page was broken. None of the container's business.
+                if info.ssi_signo != libc::SIGIO as u32 || info.ssi_code != SI_KERNEL {
+                    let (uid, pid) = (info.ssi_uid, info.ssi_pid as i32);
+                    forward(
+                        loader,
+                        Killer { uid, pid, by: "kill(2)".to_owned(), signal: info.ssi_signo as i32 },
+                    );
+                }
             }
         }
         if ready[2]
@@ -273,8 +284,9 @@ fn watch(
 }
 
 /// The loader's pid stands for the container, so signals to it are the container's.
-fn forward(loader: &Loader, signo: i32) {
-    if let Err(e) = loader.forward(loader.id(), 0, signo) {
+fn forward(loader: &Loader, signal: Killer) {
+    let signo = signal.signal;
+    if let Err(e) = loader.forward(loader.id(), 0, signal) {
         log::debug!("forwarding signal {signo}: {e}");
     }
 }
@@ -337,11 +349,12 @@ fn drop_privileges() -> Result<()> {
 
 /// Tells whoever asks later how the root container ended.
 fn write_last_words(mut file: File, loader: &Loader, status: u32) {
-    let reason = loader.root().map(|r| r.reason()).unwrap_or_default();
+    let root = loader.root().ok();
     let words = serde_json::json!({
         "id": loader.id(),
         "status": status,
-        "reason": reason,
+        "reason": root.as_ref().map(|r| r.reason()).unwrap_or_default(),
+        "killed_by": root.and_then(|r| r.killed_by()),
         "time": humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
     });
     if let Err(e) = file.write_all(format!("{words}\n").as_bytes()) {

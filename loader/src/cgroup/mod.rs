@@ -11,11 +11,12 @@ pub mod stats;
 
 pub use stats::Stats;
 
+use crate::sys::mount::openat2;
 use airlock_wire::api::boot::CgroupFds;
 use airlock_wire::error::{Error, Kind, Result};
 use files::{Dir, Files, explain};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::fcntl::{AtFlags, OFlag, ResolveFlag, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,9 +25,30 @@ use std::time::{Duration, Instant};
 /// The v2 hierarchy beside v1 ones is called so in [`Cgroup::new`]'s list.
 pub const UNIFIED: &str = "unified";
 
-/// Files that move processes or run programs on the host: never written on behalf of a caller.
-const NEVER_WRITTEN: [&str; 5] =
-    ["cgroup.procs", "cgroup.threads", "tasks", "release_agent", "cgroup.event_control"];
+/// Files that move, freeze or kill processes (in v2 the sandbox's own, too) or run programs on the host: never written on
+/// behalf of a caller.
+const NEVER_WRITTEN: [&str; 8] = [
+    "cgroup.procs",
+    "cgroup.threads",
+    "tasks",
+    "release_agent",
+    "cgroup.event_control",
+    "cgroup.freeze",
+    "cgroup.kill",
+    "freezer.state",
+];
+
+/// What gVisor says of a control file that is not there.
+pub const NO_SUCH_FILE: &str = "no such control file";
+
+fn explain_control(what: &str, file: &str, errno: Errno) -> Error {
+    match errno {
+        Errno::ENOENT => {
+            Error::no_such_entity(format!("{NO_SUCH_FILE}: {}", explain(what, file, errno).message))
+        }
+        errno => explain(what, file, errno),
+    }
+}
 
 /// The longest container id that [`leaf_name`] takes, in bytes.
 pub const MAX_CID: usize = 247;
@@ -211,43 +233,65 @@ impl Cgroup {
         stats::read(self)
     }
 
-    /// The text of `file` in the hierarchy of `controller`.
+    /// The text of `file` in the hierarchy of `controller`, in the cgroup `below` this one (`a/b`; empty for this one).
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] for a name that is no file name, [`Kind::NoSuchEntity`] for a controller that is
-    /// not there, else as reading.
-    pub fn read(&self, controller: &str, file: &str) -> Result<String> {
-        let dir = self.checked(controller, file)?;
-        dir.read(file).map_err(|e| explain(&format!("reading {file}"), file, e))
+    /// [`Kind::InvalidArgument`] for names that are no file name or lead out of this cgroup, [`Kind::NoSuchEntity`] for a
+    /// controller or cgroup that is not there and for [`NO_SUCH_FILE`], else as reading.
+    pub fn read(&self, controller: &str, below: &str, file: &str) -> Result<String> {
+        let dir = self.open_below(controller, below, file)?;
+        Dir(dir.as_fd()).read(file).map_err(|e| explain_control(&format!("reading {file}"), file, e))
     }
 
-    /// Writes `value` to `file` in the hierarchy of `controller`.
+    /// Writes `value` to `file` with one write(2); the rest is as in [`Self::read`].
     ///
     /// # Errors
-    /// As [`Self::read`]; files that move processes are refused.
-    pub fn write(&self, controller: &str, file: &str, value: &str) -> Result<()> {
-        let dir = self.checked(controller, file)?;
+    /// As [`Self::read`]; files that move, freeze or kill processes or run programs are refused.
+    pub fn write(&self, controller: &str, below: &str, file: &str, value: &str) -> Result<()> {
+        let dir = self.open_below(controller, below, file)?;
         if NEVER_WRITTEN.contains(&file) {
             return Err(Error::invalid_argument(format!(
-                "cgroup: {file} is not writable through the sandbox"
+                "cgroup: {file} is not written on behalf of callers: it moves, freezes or kills processes, for which \
+                 there are methods"
             )));
         }
-        files::set(&dir, file, value)
+        let written = Dir(dir.as_fd()).write(file, value);
+        written.map_err(|e| explain_control(&format!("writing {value:?} to {file}"), file, e))
     }
 
-    fn checked(&self, controller: &str, file: &str) -> Result<Dir<'_>> {
+    fn open_below(&self, controller: &str, below: &str, file: &str) -> Result<OwnedFd> {
         if !files::valid_file_name(file) {
             return Err(Error::invalid_argument(format!(
                 "cgroup: {file:?} is not the name of a control file"
             )));
         }
-        let dir = self.dir(controller).map(Dir);
-        dir.ok_or_else(|| {
+        let names_both = !matches!(controller, "" | "cgroup") && !file.starts_with("cgroup.");
+        if self.v2 && names_both && files::controller_of(file) != controller {
+            return Err(Error::no_such_entity(format!("no such control file: {controller} has no {file}")));
+        }
+        let dir = self.dir(controller).ok_or_else(|| {
             let known: Vec<_> = self.dirs.iter().map(|(n, _)| n.as_str()).collect();
             Error::no_such_entity(format!(
                 "cgroup: no hierarchy has the controller {controller:?}; there are: {}",
                 known.join(" ")
             ))
+        })?;
+        let below = if below.is_empty() { "." } else { below };
+        if below.split('/').any(|part| part == "..") {
+            return Err(Error::invalid_argument(format!(
+                "cgroup path {below:?} leads out of the container's cgroup"
+            )));
+        }
+        let inside =
+            ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV;
+        openat2(dir, below, OFlag::O_DIRECTORY | OFlag::O_PATH, 0, inside).map_err(|e| match e {
+            Errno::ENOENT | Errno::ENOTDIR => {
+                Error::no_such_entity(format!("cgroup: there is no cgroup {below:?} in the container's"))
+            }
+            Errno::EXDEV | Errno::ELOOP => {
+                Error::invalid_argument(format!("cgroup path {below:?} leads out of the container's cgroup"))
+            }
+            e => explain(&format!("opening {below}"), "cgroup", e),
         })
     }
 

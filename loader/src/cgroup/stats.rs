@@ -89,6 +89,57 @@ pub struct Memory {
     pub oom_kills: u64,
 }
 
+/// Memory by what it is used for, in bytes. The sum of all is the memory in use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Categories {
+    /// Anonymous memory.
+    pub anonymous: u64,
+    /// Files that are mapped.
+    pub mapped: u64,
+    /// Page cache that is neither mapped nor in a memory file system.
+    pub page_cache: u64,
+    /// Memory file systems and shared memory.
+    pub tmpfs: u64,
+    /// The rest: the kernel's on the container's behalf.
+    pub system: u64,
+}
+
+impl Categories {
+    /// All memory in use.
+    pub fn total(&self) -> u64 {
+        self.anonymous + self.mapped + self.page_cache + self.tmpfs + self.system
+    }
+
+    /// Adds another cgroup's.
+    pub fn add(&mut self, other: &Self) {
+        self.anonymous += other.anonymous;
+        self.mapped += other.mapped;
+        self.page_cache += other.page_cache;
+        self.tmpfs += other.tmpfs;
+        self.system += other.system;
+    }
+}
+
+impl Memory {
+    /// What the memory in use is used for. The kernel counts mapped files of tmpfs both as mapped and as tmpfs; here they
+    /// are tmpfs, and no category is more than what is left of the memory in use.
+    pub fn categories(&self) -> Categories {
+        let raw = |v1: &str, v2: &str| self.raw.get(v1).or_else(|| self.raw.get(v2)).copied().unwrap_or(0);
+        let mut left = self.usage.usage;
+        let mut take = |wanted: u64| {
+            let taken = wanted.min(left);
+            left -= taken;
+            taken
+        };
+        let tmpfs = take(raw("total_shmem", "shmem"));
+        let cache = raw("total_cache", "file").saturating_sub(tmpfs);
+        let anonymous = take(raw("total_rss", "anon"));
+        let mapped = take(raw("total_mapped_file", "file_mapped").min(cache));
+        let page_cache = take(cache - mapped.min(cache));
+        Categories { anonymous, mapped, page_cache, tmpfs, system: left }
+    }
+}
+
 /// Processes and threads.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pids {

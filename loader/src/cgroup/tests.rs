@@ -226,7 +226,7 @@ fn v2_has_a_leaf_and_limits() {
             (4096, 7),
             "not those of the leaf"
         );
-        assert_eq!(cgroup.read("memory", "memory.current").unwrap(), "4096\n");
+        assert_eq!(cgroup.read("memory", "", "memory.current").unwrap(), "4096\n");
         assert!(cgroup.join_fd().unwrap().is_empty());
         let same = |a: BorrowedFd<'_>, b: &Path| {
             use std::os::unix::fs::MetadataExt;
@@ -249,13 +249,25 @@ fn names_are_checked() {
     let open = || OwnedFd::from(fs::File::open(&dir).unwrap());
     let cgroup =
         Cgroup::new(false, vec![("memory".to_owned(), open()), ("freezer".to_owned(), open())]).unwrap();
+    fs::create_dir(dir.join("below")).unwrap();
+    fs::write(dir.join("below/memory.stat"), "cache 1\n").unwrap();
+    fs::write(temporary.path().join("memory.stat"), "secret").unwrap();
+    std::os::unix::fs::symlink("..", dir.join("link")).unwrap();
+    std::os::unix::fs::symlink("../memory.stat", dir.join("memory.link")).unwrap();
+    assert_eq!(cgroup.read("memory", "below", "memory.stat").unwrap(), "cache 1\n");
+    for bad in ["..", "below/../..", "/", "/tmp", "link", "link/leaf", "below/memory.stat", "x\0y"] {
+        assert!(cgroup.read("memory", bad, "memory.stat").is_err(), "{bad:?}");
+    }
+    assert!(cgroup.read("memory", "", "memory.link").is_err());
+    let missing = cgroup.read("memory", "", "memory.none").unwrap_err();
+    assert!(missing.message.starts_with(NO_SUCH_FILE), "{missing}");
     for bad in ["../x", "a/b", "", "..", "x\0y"] {
-        assert_eq!(cgroup.read("memory", bad).unwrap_err().kind, Kind::InvalidArgument, "{bad:?}");
-        assert_eq!(cgroup.write("memory", bad, "1").unwrap_err().kind, Kind::InvalidArgument, "{bad:?}");
+        assert_eq!(cgroup.read("memory", "", bad).unwrap_err().kind, Kind::InvalidArgument, "{bad:?}");
+        assert_eq!(cgroup.write("memory", "", bad, "1").unwrap_err().kind, Kind::InvalidArgument, "{bad:?}");
         assert!(cgroup.make_child(bad).is_err(), "{bad:?}");
     }
-    assert_eq!(cgroup.write("memory", "cgroup.procs", "1").unwrap_err().kind, Kind::InvalidArgument);
-    let e = cgroup.read("nothing", "memory.stat").unwrap_err();
+    assert_eq!(cgroup.write("memory", "", "cgroup.procs", "1").unwrap_err().kind, Kind::InvalidArgument);
+    let e = cgroup.read("nothing", "", "memory.stat").unwrap_err();
     assert!(e.kind == Kind::NoSuchEntity && e.message.contains("memory freezer"), "{e}");
     assert!(leaf_name(&"x".repeat(MAX_CID)).is_ok() && leaf_name(&"x".repeat(MAX_CID + 1)).is_err());
 }

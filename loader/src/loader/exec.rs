@@ -13,6 +13,7 @@ use airlock_wire::error::{Error, Kind, Result};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Ended processes whose status nobody fetched are kept up to this number for each container.
 const MAX_UNCLAIMED: usize = 1024;
@@ -122,7 +123,10 @@ impl Loader {
             Ok((console, if has_listener { out.next() } else { None }))
         })();
         match outcome {
-            Ok((console, listener)) => Ok(Executed { process, console, listener }),
+            Ok((console, listener)) => {
+                container.executed.fetch_add(1, Ordering::Relaxed);
+                Ok(Executed { process, console, listener })
+            }
             Err(e) => {
                 let _ = process.signal(libc::SIGKILL);
                 Err(if e.kind == Kind::Disconnected {

@@ -71,7 +71,7 @@ impl Loader {
     }
 }
 
-fn ticks(n: u64) -> Duration {
+pub(super) fn ticks(n: u64) -> Duration {
     Duration::from_millis(n.saturating_mul(1000 / TICKS))
 }
 

@@ -5,6 +5,7 @@ use super::Loader;
 use crate::container::{Container, State};
 use crate::procfs::parse_nspid;
 use crate::sys::process;
+use airlock_wire::api::airlock::Killer;
 use airlock_wire::error::{Error, Result};
 use nix::errno::Errno;
 use std::os::fd::{AsFd, OwnedFd};
@@ -72,16 +73,18 @@ impl Loader {
     ///
     /// # Errors
     /// As [`Loader::signal`].
-    pub fn forward(&self, cid: &str, pid: i32, signo: i32) -> Result<()> {
-        let waits = matches!(
-            self.container(cid)?.state(),
-            State::Creating | State::Created | State::RestoringUnstarted
-        );
-        let signo = match signo {
+    pub fn forward(&self, cid: &str, pid: i32, mut killer: Killer) -> Result<()> {
+        let container = self.container(cid)?;
+        let waits = matches!(container.state(), State::Creating | State::Created | State::RestoringUnstarted);
+        let signo = match killer.signal {
             // An init that waits for its start has no handlers, and PID 1 of a namespace ignores what it does not handle.
             libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP if waits && pid == 0 => libc::SIGKILL,
             other => other,
         };
+        if pid == 0 {
+            killer.signal = signo;
+            container.asked(killer);
+        }
         self.signal(cid, pid, signo, DeliveryMode::Process)
     }
 

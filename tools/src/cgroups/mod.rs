@@ -22,11 +22,13 @@ mod donate;
 pub mod hierarchy;
 mod live;
 mod make;
+mod oom;
 mod open;
 pub mod path;
 mod remove;
 
 pub use make::Created;
+pub use oom::OomWatch;
 pub use open::{OpenedCgroup, OpenedDir};
 
 use airlock_loader::cgroup::leaf_name;

@@ -2,17 +2,17 @@
 
 #![forbid(unsafe_code)]
 
-use crate::process::wait_ended;
-use crate::state::State;
+use crate::cgroups::OomWatch;
+use crate::process::timeout_until;
+use crate::state::{ExitRecord, State};
 use airlock_wire::api::container_manager::NetworkInterface;
-use airlock_wire::error::Result;
+use airlock_wire::error::{Error, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
-
-/// How soon an out-of-memory kill is noticed at the latest.
-const OOM_LOOK: Duration = Duration::from_secs(1);
 
 /// What a container uses.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -43,6 +43,8 @@ pub enum Event {
     Stats(Box<Stats>),
     /// The kernel killed a process of it for lack of memory.
     Oom,
+    /// It has ended: its last words, unless it was deleted before they could be read.
+    Exit(Option<ExitRecord>),
 }
 
 impl Event {
@@ -58,6 +60,18 @@ impl Event {
         let line = match self {
             Event::Stats(stats) => Line { r#type: "stats", id, data: Some(stats.to_json()) },
             Event::Oom => Line { r#type: "oom", id, data: None },
+            Event::Exit(record) => {
+                let data = record.as_ref().map(|record| {
+                    json!({
+                        "exit_code": record.code(),
+                        "status": record.status,
+                        "reason": record.reason,
+                        "killed_by": record.killed_by,
+                        "time": record.time,
+                    })
+                });
+                Line { r#type: "exit", id, data }
+            }
         };
         // It consists of strings and JSON, which always encode.
         serde_json::to_string(&line).unwrap_or_default()
@@ -94,51 +108,66 @@ fn interfaces(text: &str) -> Vec<NetworkInterface> {
 }
 
 /// The events of a container until it ends; see [`Airlock::events`](super::Airlock::events).
-#[derive(Debug)]
 pub struct Events {
     state: State,
+    last_words: LastWords,
     /// The process that ends with the container; `None` once it has ended.
     process: Option<OwnedFd>,
     interval: Duration,
     next: Instant,
-    oom_kills: u64,
-    /// Out-of-memory kills that were counted and not told yet.
+    oom: Option<OomWatch>,
+    /// Out-of-memory kills that happened and were not told yet.
     untold: u64,
+    /// The last event is still to come.
+    exits: bool,
+}
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Events")
+            .field("id", &self.state.id)
+            .field("untold", &self.untold)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Reads a container's exit record.
+type LastWords = Box<dyn Fn() -> Option<ExitRecord> + Send>;
+
+/// Why [`Events::wait`] returned.
+enum News {
+    StatsDue,
+    Oom,
+    Ended,
 }
 
 impl Events {
-    pub(super) fn new(state: State, interval: Duration) -> Result<Self> {
+    pub(super) fn new(state: State, interval: Duration, last_words: LastWords) -> Result<Self> {
         let process = state.process().open();
-        let oom_kills = state.cgroup.stats()?.memory.oom_kills;
-        Ok(Self { state, process, interval, next: Instant::now(), oom_kills, untold: 0 })
+        let oom = state.cgroup.watch_oom()?;
+        Ok(Self { state, last_words, process, interval, next: Instant::now(), oom, untold: 0, exits: true })
     }
 
-    /// Notices out-of-memory kills.
-    fn look(&mut self) {
-        // Once the container is deleted its cgroup has nothing to say any more.
-        if let Ok(stats) = self.state.cgroup.stats() {
-            let now = stats.memory.oom_kills;
-            self.untold += now.saturating_sub(self.oom_kills);
-            self.oom_kills = now;
-        }
-    }
-
-    /// Waits until the next statistics are due, an out-of-memory kill has happened, or the container has ended; true
-    /// when statistics are due.
-    fn wait(&mut self) -> Result<bool> {
+    /// Waits until the next statistics are due, an out-of-memory kill has happened, or the container has ended.
+    fn wait(&mut self) -> Result<News> {
         loop {
-            let Some(process) = &self.process else { return Ok(false) };
-            let left = self.next.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(true);
+            let Some(process) = &self.process else { return Ok(News::Ended) };
+            if Instant::now() >= self.next {
+                return Ok(News::StatsDue);
             }
-            let ended = wait_ended(process.as_fd(), Some(left.min(OOM_LOOK)))?;
+            let mut fds = vec![PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+            fds.extend(self.oom.as_ref().map(|oom| PollFd::new(oom.ready(), PollFlags::POLLIN)));
+            match poll(&mut fds, timeout_until(Some(self.next))) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(e) => return Err(Error::from(e).context("wait for events")),
+            }
+            let ended = fds[0].any() == Some(true);
+            self.untold += self.oom.as_mut().map_or(0, OomWatch::take);
             if ended {
                 self.process = None;
             }
-            self.look();
-            if ended || self.untold > 0 {
-                return Ok(false);
+            if self.untold > 0 {
+                return Ok(News::Oom);
             }
         }
     }
@@ -148,29 +177,31 @@ impl Iterator for Events {
     type Item = Result<Event>;
 
     fn next(&mut self) -> Option<Result<Event>> {
-        let waited = if self.untold > 0 { Ok(false) } else { self.wait() };
-        let due = match waited {
-            Ok(due) => due,
+        let news = if self.untold > 0 { Ok(News::Oom) } else { self.wait() };
+        match news {
             Err(e) => {
-                self.process = None;
-                return Some(Err(e));
-            }
-        };
-        if self.untold > 0 {
-            self.untold -= 1;
-            return Some(Ok(Event::Oom));
-        }
-        if !due {
-            return None;
-        }
-        self.next = Instant::now() + self.interval;
-        match stats(&self.state) {
-            Ok(stats) => Some(Ok(Event::Stats(Box::new(stats)))),
-            // It ended and was deleted while we read.
-            Err(_) if !self.state.process().is_alive() => None,
-            Err(e) => {
-                self.process = None;
+                (self.process, self.exits) = (None, false);
                 Some(Err(e))
+            }
+            Ok(News::Oom) => {
+                self.untold -= 1;
+                Some(Ok(Event::Oom))
+            }
+            Ok(News::Ended) => {
+                let last = std::mem::replace(&mut self.exits, false);
+                last.then(|| Ok(Event::Exit((self.last_words)())))
+            }
+            Ok(News::StatsDue) => {
+                self.next = Instant::now() + self.interval;
+                match stats(&self.state) {
+                    Ok(stats) => Some(Ok(Event::Stats(Box::new(stats)))),
+                    // It ended and was deleted while we read; that is told next.
+                    Err(_) if !self.state.process().is_alive() => self.next(),
+                    Err(e) => {
+                        (self.process, self.exits) = (None, false);
+                        Some(Err(e))
+                    }
+                }
             }
         }
     }
@@ -207,5 +238,6 @@ mod tests {
         assert_eq!(json["data"]["pids"]["current"], 3);
         assert_eq!(json["data"]["network_interfaces"][0]["RxBytes"], 1);
         assert_eq!(Event::Oom.to_line("c1"), r#"{"type":"oom","id":"c1"}"#);
+        assert_eq!(Event::Exit(None).to_line("c1"), r#"{"type":"exit","id":"c1"}"#);
     }
 }

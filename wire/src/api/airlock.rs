@@ -134,14 +134,30 @@ pub struct ContainerInfo {
     pub init_pid: i32,
     /// Wait status of the init, once it has exited.
     pub exit_status: Option<u32>,
-    /// Why it ended, if that was not its own doing; empty otherwise.
+    /// Why it ended: `exited`, `signal N`, `oom`, `checkpointed`, or what failed; empty before.
     pub reason: String,
+    /// Who sent the signal that it ended by, if that was asked of the sandbox.
+    pub killed_by: Option<Killer>,
     /// When it was created, RFC 3339; empty before.
     pub created: String,
     /// When its program started, RFC 3339; empty before.
     pub started: String,
     /// When it ended, RFC 3339; empty before.
     pub finished: String,
+}
+
+/// Who had a container killed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Killer {
+    /// User id of the client, as the sandbox's user namespace has it.
+    pub uid: u32,
+    /// Pid of the client in the sandbox's pid namespace; 0 for a client outside of the sandbox.
+    pub pid: i32,
+    /// What it asked by: a method, or `kill(2)` for a signal to the process that stands for the container.
+    pub by: String,
+    /// The signal.
+    pub signal: i32,
 }
 
 /// Argument of [`SignalForward`].

@@ -2,9 +2,10 @@
 
 use super::types::Empty;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 crate::methods! {
-    receiver "Lifecycle";
+    receiver "Lifecycle", from "gVisor pkg/sentry/control/lifecycle.go; seed 001";
     /// Pauses every process of every container; nests with Resume.
     Pause: Empty => Empty;
     /// Undoes one Pause.
@@ -19,6 +20,9 @@ crate::methods! {
     SignalContainer: SignalContainerArgs => Empty;
     /// Forgets a container that has exited.
     Reap: ContainerArgs => Empty;
+    /// Refused, as runsc's sandboxes do: containers are made with containerManager.CreateSubcontainer and
+    /// StartSubcontainer.
+    StartContainer: StartContainerArgs => u32, fds "in: one for each of donated_fds", errors "`FilePayload.Files and DonatedFDs must have same number of elements (a != b)`; `unknown limit \"L\"`; `container id: X already exists`; always `mount namespace is nil for X`";
 }
 
 /// Names a container.
@@ -40,4 +44,50 @@ pub struct SignalContainerArgs {
     /// All processes of the container instead of its init.
     #[serde(rename = "signalAll")]
     pub signal_all: bool,
+}
+
+/// Argument of [`StartContainer`] (gVisor's `control.StartContainerArgs`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StartContainerArgs {
+    /// The program.
+    pub filename: String,
+    /// Its arguments.
+    pub argv: Vec<String>,
+    /// Its environment.
+    pub envv: Vec<String>,
+    /// More of its environment, which is not to be logged.
+    pub secret_envv: Vec<String>,
+    /// Its working directory.
+    pub wd: String,
+    /// Its user id.
+    #[serde(rename = "KUID")]
+    pub kuid: u32,
+    /// Its group id.
+    #[serde(rename = "KGID")]
+    pub kgid: u32,
+    /// Its user, by name.
+    pub user: String,
+    /// The container's ID.
+    pub container_id: String,
+    /// Paths of its cgroups by controller.
+    pub initial_cgroups: BTreeMap<String, String>,
+    /// Its resource limits by name.
+    pub limits: BTreeMap<String, Limit>,
+    /// Set HOME.
+    pub resolve_home: bool,
+    /// Look the program up in PATH.
+    pub resolve_binary_path: bool,
+    /// Numbers of the descriptors in the container.
+    pub donated_fds: Vec<i32>,
+}
+
+/// A resource limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limit {
+    /// Soft.
+    pub cur: u64,
+    /// Hard.
+    pub max: u64,
 }

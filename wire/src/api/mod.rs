@@ -5,28 +5,40 @@
 
 pub mod airlock;
 pub mod boot;
+pub mod cgroups;
 pub mod checkpoint;
 pub mod container_manager;
 pub mod debug;
+pub mod events;
 pub mod lifecycle;
 pub mod logging;
+pub mod metrics;
 pub mod proc;
 pub mod procfs;
 pub mod state;
 pub mod types;
 pub mod usage;
 
-use crate::method::MethodInfo;
+use crate::method::{MethodInfo, Visitor};
+
+/// Shows every method that this crate declares to `visitor`, receiver by receiver.
+pub fn visit_methods(visitor: &mut impl Visitor) {
+    container_manager::visit(visitor);
+    lifecycle::visit(visitor);
+    proc::visit(visitor);
+    logging::visit(visitor);
+    state::visit(visitor);
+    usage::visit(visitor);
+    metrics::visit(visitor);
+    cgroups::visit(visitor);
+    events::visit(visitor);
+    debug::visit(visitor);
+    airlock::visit(visitor);
+}
 
 /// Every method that this crate declares, receiver by receiver.
 pub fn all_methods() -> Vec<MethodInfo> {
-    let mut all = container_manager::methods();
-    all.extend(lifecycle::methods());
-    all.extend(proc::methods());
-    all.extend(logging::methods());
-    all.extend(state::methods());
-    all.extend(usage::methods());
-    all.extend(debug::methods());
-    all.extend(airlock::methods());
+    let mut all = Vec::new();
+    visit_methods(&mut all);
     all
 }

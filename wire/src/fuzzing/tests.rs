@@ -41,6 +41,7 @@ fn corpora_replay() {
     assert!(count("json", json) >= 10);
     assert!(count("binary", binary) >= 5);
     assert!(count("stream", stream) >= 5);
+    assert!(count("arguments", arguments) >= 20);
     transcripts().iter().for_each(|line| json(line));
     seeds().iter().for_each(|seed| stream(seed));
 }
@@ -65,8 +66,30 @@ fn near(inputs: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+/// The default argument of every method, in both dialects, behind its name.
+fn default_arguments() -> Vec<Vec<u8>> {
+    struct Defaults(Vec<Vec<u8>>);
+    impl Visitor for Defaults {
+        fn visit<M: Method + 'static>(&mut self) {
+            let mut binary = format!("{}\n", M::NAME).into_bytes();
+            let mut text = binary.clone();
+            codec::encode_into(&M::Arg::default(), &mut binary).unwrap();
+            json::encode(&M::Arg::default(), &mut text).unwrap();
+            self.0.extend([binary, text]);
+        }
+    }
+    let mut defaults = Defaults(Vec::new());
+    api::visit_methods(&mut defaults);
+    defaults.0
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn arbitrary_arguments(data in near([default_arguments(), corpus("arguments")].concat())) {
+        arguments(&data);
+    }
 
     #[test]
     fn arbitrary_json(data in near(transcripts())) {

@@ -169,11 +169,11 @@ fn run_json(
 ) -> Result<()> {
     out.clear();
     out.extend_from_slice(json::SUCCESS);
-    guarded(&request.method, || {
-        let registry = shared.registry();
-        let handler = registry.handler(&request.method)?;
-        let arg = request.arg.ok_or_else(|| Error::new(Kind::Serde, "unexpected end of JSON input"))?;
-        handler.json(call, arg, out)
+    shared.registry().counted(&request.method, |handler| {
+        guarded(&request.method, || {
+            let arg = request.arg.ok_or_else(|| Error::new(Kind::Serde, "unexpected end of JSON input"))?;
+            handler.json(call, arg, out)
+        })
     })
 }
 
@@ -185,7 +185,7 @@ fn run_binary(
     out: &mut Vec<u8>,
 ) -> Result<()> {
     binary::begin(out);
-    guarded(method, || shared.registry().handler(method)?.binary(call, arg, out))
+    shared.registry().counted(method, |handler| guarded(method, || handler.binary(call, arg, out)))
 }
 
 /// Runs a handler; a panic becomes an error.

@@ -136,7 +136,8 @@ fn connections_without_a_thread_wait_for_one_that_stands_by() {
 fn a_registry_lists_its_methods() {
     let _leaks = LeakCheck::new();
     let (server, _waiting) = server(ServerOptions::default());
-    let mut declared = methods();
+    let mut declared = Vec::new();
+    visit(&mut declared);
     declared.sort_by(|a, b| a.name.cmp(&b.name));
     assert_eq!(server.shared.registry().methods(), declared);
 }

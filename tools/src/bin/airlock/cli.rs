@@ -7,8 +7,13 @@
 #![forbid(unsafe_code)]
 
 mod inside;
+mod measures;
 
 pub use inside::PortForwardArgs;
+pub use measures::{
+    ExportMetricsArgs, MetricFormat, MetricMetadataArgs, MetricServerArgs, ReadControlArgs, UsageArgs,
+    WriteControlArgs,
+};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -127,6 +132,13 @@ pub enum Command {
     Spec(SpecArgs),
     Features(FeaturesArgs),
     Statefile(StatefileArgs),
+    Usage(UsageArgs),
+    ReadControl(ReadControlArgs),
+    WriteControl(WriteControlArgs),
+    #[command(visible_alias = "metric-export")]
+    ExportMetrics(ExportMetricsArgs),
+    MetricMetadata(MetricMetadataArgs),
+    MetricServer(MetricServerArgs),
     Call(CallArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),

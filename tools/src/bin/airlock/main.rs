@@ -139,6 +139,14 @@ fn dispatch(
         "spec" => command!("spec", spec, SpecArgs, Tail::After(0)),
         "features" => command!("features", features, FeaturesArgs, Tail::None),
         "statefile" => command!("statefile", statefile, StatefileArgs, Tail::None),
+        "usage" => command!("usage", usage, UsageArgs, Tail::None),
+        "read-control" => command!("read-control", read_control, ReadControlArgs, Tail::None),
+        "write-control" => command!("write-control", write_control, WriteControlArgs, Tail::None),
+        "export-metrics" | "metric-export" => {
+            command!("export-metrics", export_metrics, ExportMetricsArgs, Tail::None)
+        }
+        "metric-metadata" => command!("metric-metadata", metric_metadata, MetricMetadataArgs, Tail::None),
+        "metric-server" => command!("metric-server", metric_server, MetricServerArgs, Tail::None),
         "call" => command!("call", call, CallArgs, Tail::None),
         "completions" => command!("completions", completions, CompletionsArgs, Tail::None),
         "man" => command!("man", man, ManArgs, Tail::None),
