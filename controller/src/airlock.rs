@@ -111,6 +111,7 @@ fn prepare(loader: &Loader, call: &mut Call<'_>, args: PrepareArgs) -> Result<Pr
     let mut table = FdTable::new(call.take_fds());
     let mut parts = ContainerParts::take(&args.fds, &mut table)?;
     parts.confs = args.gofer_mount_confs;
+    parts.to_restore = loader.is_collecting();
     let container = loader.reserve(&args.cid, None)?;
     match loader.prepare(&container, text, spec, &args.bundle, parts) {
         Ok(prepared) => {

@@ -153,6 +153,7 @@ pub(crate) fn prepare_subcontainer(
     let parts = ContainerParts {
         stdio: take(call, layout.stdio)?,
         mounts: take(call, layout.gofer)?,
+        to_restore: verb == Verb::Restore,
         ..ContainerParts::default()
     };
     loader.prepare(&container, text, spec, "", parts)?;

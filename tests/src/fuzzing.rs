@@ -39,6 +39,7 @@ pub fn boot_seed() -> Vec<u8> {
         autostart: true,
         hold: false,
         allowed_uids: vec![7],
+        to_restore: false,
         stop_grace_ms: 15_000,
     };
     let mut bytes = Vec::new();

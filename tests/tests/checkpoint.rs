@@ -99,6 +99,7 @@ rows!(
     pidfd,
     pipes: owning,
     process,
+    program,
     pty: owning,
     robust,
     rseq,

@@ -74,6 +74,41 @@ fn what_was_written_to_an_overlay_in_memory_travels() {
 }
 
 #[test]
+fn the_program_of_a_container_may_be_gone() {
+    need!("busybox");
+    let (state, dir) = (State::new(), tempfile::tempdir().unwrap());
+    let bundle = Bundle::new(&["/own/sh", "-c", &shell("cd /", "echo ok")]);
+    let own = bundle.rootfs().join("own");
+    fs::create_dir(&own).unwrap();
+    fs::copy(bundle.rootfs().join("bin/busybox"), own.join("sh")).unwrap();
+    let first = start(&state, &bundle, dir.path(), &[]);
+    first.wait_for("ready\n");
+    fs::remove_dir_all(&own).unwrap();
+    let image = dir.path().join("image");
+    first.checkpoint(&image, &[]);
+    first.delete();
+    let copy = Running::restore(&state, &bundle, &image, dir.path(), &[]);
+    copy.verify();
+    copy.delete();
+    // One that is restored by `start`; and one that is not restored at all needs its program.
+    let later = dir.path().to_path_buf();
+    let create = |image: &[&str]| {
+        let id = unique("gone");
+        let out = later.join(&id);
+        let args = [&["create", "--bundle", bundle.text()], image, &[id.as_str()]].concat();
+        let status =
+            state.command(args).stdout(fs::File::create(&out).unwrap()).stderr(Stdio::null()).status();
+        (Running { state: &state, id, out }, status.unwrap().success())
+    };
+    let (copy, made) = create(&["--image-path", image.to_str().unwrap()]);
+    assert!(made);
+    state.ok(["start", &copy.id]);
+    copy.verify();
+    copy.delete();
+    assert!(!create(&[]).1);
+}
+
+#[test]
 fn a_layer_on_a_disk_has_to_be_the_same() {
     need!("busybox");
     let (state, dir) = (State::new(), tempfile::tempdir().unwrap());

@@ -90,6 +90,7 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
     };
     let mut parts = ContainerParts::take(&args.fds, &mut start.fds)?;
     parts.confs.clone_from(&args.gofer_mount_confs);
+    parts.to_restore = args.to_restore;
     let mut shared_mounts = Vec::new();
     for (name, fd) in &args.shared_mounts {
         shared_mounts.push((name.clone(), start.fds.take(*fd)?));

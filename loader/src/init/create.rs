@@ -33,7 +33,10 @@ pub(super) fn run(
             super::take_terminal(ready.tty.as_fd(), size)?;
         }
         identity::apply_limits(process)?;
-        let program = Program::resolve(process, ready.exec.take())?;
+        let program = match Program::resolve(process, ready.exec.take()) {
+            Err(e) if !order.to_restore => return Err(e),
+            program => program,
+        };
         let listener = super::install_with_listener(&mut ready.seccomp, process)?;
         let answer = Answer::Ready {
             pid: nix::unistd::getpid().as_raw(),
@@ -58,6 +61,10 @@ pub(super) fn run(
         // Destroyed before it was started.
         _ => process::exit_now(0),
     }
+    let program = match program {
+        Ok(program) => program,
+        Err(e) => return Err((channel, e)),
+    };
     let state = hook_state(&order, &ready.spec, "created");
     let start_hooks = ready.spec.hooks().as_ref().and_then(|h| h.start_container().as_ref());
     if let Err(e) = hooks::run("startContainer", start_hooks, &state, None) {

@@ -85,6 +85,8 @@ pub struct CreateOrder {
     pub cgroup_names: Vec<String>,
     /// The sandbox's generation ID.
     pub generation: String,
+    /// See [`crate::loader::ContainerParts::to_restore`].
+    pub to_restore: bool,
     /// What the descriptors are.
     pub fds: FdLayout,
 }

@@ -320,6 +320,7 @@ impl Loader {
                 .map(|c| c.dirs().map(|(name, _)| name.to_owned()).collect())
                 .unwrap_or_default(),
             generation: self.generation.clone(),
+            to_restore: parts.to_restore,
             fds: layout,
         };
         Ok((order, fds))

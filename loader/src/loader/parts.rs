@@ -35,6 +35,8 @@ pub struct ContainerParts {
     pub exec: Option<OwnedFd>,
     /// Console replica.
     pub tty: Option<OwnedFd>,
+    /// It will be restored: a program that is not there is no failure before the container is started instead.
+    pub to_restore: bool,
 }
 
 impl ContainerParts {
@@ -81,6 +83,7 @@ impl ContainerParts {
             confs: Vec::new(),
             exec: table.take_option(fds.exec)?,
             tty: table.take_option(fds.tty)?,
+            to_restore: false,
         })
     }
 }

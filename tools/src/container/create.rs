@@ -99,6 +99,7 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
         self_exe: Some(fds.push(binary)),
         host_pid: podspec::host_pid(spec),
         autostart: options.autostart && !restores && !sockets.has_agent(),
+        to_restore: restores,
         hold,
         allowed_uids: std::mem::take(&mut options.allowed_uids),
         stop_grace_ms: STOP_GRACE_MS,

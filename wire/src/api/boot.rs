@@ -138,6 +138,8 @@ pub struct BootArgs {
     pub host_pid: bool,
     /// Start the root container as soon as it is created (`run`), without waiting for `StartRoot`.
     pub autostart: bool,
+    /// The root container will be restored: its program need not be there any more.
+    pub to_restore: bool,
     /// After the namespaces exist, wait for an `Airlock.Continue` call on this socket before the container is
     /// made (the parent runs `prestart` and `createRuntime` hooks meanwhile).
     pub hold: bool,

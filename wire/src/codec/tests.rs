@@ -185,10 +185,11 @@ proptest! {
     fn boot(id: String, spec in json_text(), fds in container(), confs in mounts(), numbers: (u8, u64), flags: (bool, bool, bool), listener: Option<u16>, uids: Vec<u32>) {
         let (log_level, stop_grace_ms) = numbers;
         let (host_pid, autostart, hold) = flags;
+        let to_restore = hold;
         let args = BootArgs {
             id: id.clone(), spec, bundle: id.clone(), fds, gofer_mount_confs: confs,
             shared_mounts: listener.map(|n| (id.clone(), Fd(n))).into_iter().collect(), listener: listener.map(Fd), exit_file: None,
-            log: listener.map(Fd), log_level, panic_log: None, user_log: None, self_exe: None, host_pid, autostart, hold,
+            log: listener.map(Fd), log_level, panic_log: None, user_log: None, self_exe: None, host_pid, autostart, hold, to_restore,
             allowed_uids: uids, stop_grace_ms,
         };
         prop_assert_eq!(&decode::<BootArgs>(&bytes(&args)).unwrap(), &args);

@@ -12,6 +12,9 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstat};
 use std::os::fd::OwnedFd;
 
+/// What the kernel shows as the path of a memfd begins so.
+const MEMFD: &str = "/memfd:";
+
 /// Position of a file that is mapped and not open: it has none.
 pub const MAPPED: i64 = -1;
 
@@ -43,15 +46,17 @@ pub fn collect(ctx: &mut Context, index: usize, smaps: &str, brk: u64) -> Result
             VmaKind::File(_) | VmaKind::Shmem(_) => !vma.shared,
             _ => false,
         };
+        let file_pages =
+            raw.inode != 0 && raw.deleted && matches!(vma.kind, VmaKind::Anonymous) && !zeros(&raw);
         // Pages that nobody has touched are no content; a mapping without any need not be looked through.
-        if save && (raw.rss > 0 || raw.has(b"lo") || swapped(&raw)) {
+        if save && (raw.rss > 0 || raw.has(b"lo") || swapped(&raw) || file_pages) {
             extents.push(Extent {
                 start: vma.start,
                 end: vma.end,
                 huge: raw.anon_huge > 0 || raw.has(b"hg"),
                 page_size: raw.page_size,
                 backed: !matches!(vma.kind, VmaKind::Anonymous),
-                file_pages: raw.deleted && matches!(vma.kind, VmaKind::Anonymous),
+                file_pages,
             });
         }
         mm.vmas.push(vma);
@@ -130,6 +135,7 @@ fn file(
             !deleted && p.identity == identity && p.path == path && f.container == target.container
         }
         FileKind::Deleted { file, .. } => deleted && file.identity == identity,
+        FileKind::Memfd(id) => ctx.state.shmems.get(*id as usize).is_some_and(|s| s.identity == identity),
         _ => false,
     };
     // Only files of mappings: those of descriptors have positions of their own.
@@ -152,7 +158,7 @@ fn file(
             let shmem = ctx.shmem(identity).unwrap_or_else(|| {
                 let object = ShmemState {
                     kind: ShmemKind::Memfd,
-                    name: file_name(path).to_owned(),
+                    name: path.strip_prefix(MEMFD).unwrap_or_else(|| file_name(path)).to_owned(),
                     size: file.size,
                     mode: stat.st_mode & 0o7777,
                     owner: file.owner,
@@ -161,7 +167,13 @@ fn file(
                 };
                 ctx.add_shmem(object, fd)
             });
-            FileKind::Deleted { file, content: None, shmem: Some(shmem), link: None }
+            // What never had a path is made anew as what it was. A file on a disk could be executed only while nobody
+            // may write to it, which does not count for whoever made a memfd.
+            if path.starts_with(MEMFD) {
+                FileKind::Memfd(shmem)
+            } else {
+                FileKind::Deleted { file, content: None, shmem: Some(shmem), link: None }
+            }
         }
         None => FileKind::Path(file),
     };
@@ -227,7 +239,7 @@ fn mapping(ctx: &mut Context, target: Target, raw: &RawVma, aio: &mut Vec<AioRin
         vma.name = Some(anon.trim_end_matches(']').to_owned());
     }
     let zero_device = name == "/dev/zero" && raw.deleted;
-    let huge = name == "/anon_hugepage" && raw.deleted;
+    let huge = zeros(raw);
     if raw.inode == 0 || (huge && !raw.shared) {
         vma.offset = 0;
         return Ok(Some(vma));
@@ -239,7 +251,7 @@ fn mapping(ctx: &mut Context, target: Target, raw: &RawVma, aio: &mut Vec<AioRin
     }
     let object = if zero_device || huge || name.starts_with("[anon_shmem:") {
         Some((ShmemKind::Anonymous, ""))
-    } else if let Some(name) = name.strip_prefix("/memfd:").filter(|_| raw.deleted) {
+    } else if let Some(name) = name.strip_prefix(MEMFD).filter(|_| raw.deleted) {
         Some((ShmemKind::Memfd, name))
     } else if name.starts_with("/SYSV") && raw.deleted {
         Some((ShmemKind::SysV { shmid: raw.inode as i32 }, ""))
@@ -283,6 +295,11 @@ fn mapping(ctx: &mut Context, target: Target, raw: &RawVma, aio: &mut Vec<AioRin
     let flags = if raw.shared && raw.has(b"mw") { libc::O_RDWR } else { libc::O_RDONLY };
     vma.kind = VmaKind::File(file(ctx, target, name, None, flags, &stat));
     Ok(Some(vma))
+}
+
+/// Anonymous huge pages of hugetlbfs, which show a file that is none.
+fn zeros(raw: &RawVma) -> bool {
+    raw.name == "/anon_hugepage" && raw.deleted
 }
 
 fn file_name(path: &str) -> &str {

@@ -3,7 +3,7 @@
 
 use super::{HUGE, Memory, PAGE, Range};
 use crate::sys::pagemap::{self, Query, Region};
-use airlock_wire::error::{Error, Result};
+use airlock_wire::error::{Error, Kind, Result};
 use nix::errno::Errno;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,6 +55,10 @@ static NO_GUARDS: AtomicBool = AtomicBool::new(false);
 pub fn scan(memory: &Memory, ranges: &[Range]) -> Result<Vec<Run>> {
     let (mut all, mut room) = (Vec::new(), vec![Region::default(); REGIONS]);
     for range in ranges.iter().filter(|r| r.start < r.end) {
+        if range.file_pages {
+            all.extend(whole(memory, range)?);
+            continue;
+        }
         let found = match fast(memory, range, &mut room) {
             // No such request before Linux 6.7.
             Err(Errno::ENOTTY | Errno::ENOSYS | Errno::EINVAL) => slow(memory, range),
@@ -66,6 +70,24 @@ pub fn scan(memory: &Memory, ranges: &[Range]) -> Result<Vec<Run>> {
         })?);
     }
     Ok(all)
+}
+
+/// All of a mapping whose file will not be there, up to the end of the file: also what nobody has touched yet, of which
+/// page tables (and those of a shadow least of all) tell nothing.
+pub(super) fn whole(memory: &Memory, range: &Range) -> Result<Option<Run>> {
+    let readable = |page: u64| match memory.read(range.start + page * PAGE, &mut [0]) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind == Kind::NoSuchEntity => Err(e),
+        // Behind the end of the file.
+        Err(_) => Ok(false),
+    };
+    let (mut some, mut none) = (0, (range.end - range.start) / PAGE);
+    while some < none {
+        let middle = some + (none - some) / 2;
+        if readable(middle)? { some = middle + 1 } else { none = middle }
+    }
+    let run = Run { start: range.start, pages: some, kind: RunKind::Data, huge: false, backed: range.backed };
+    Ok((some > 0).then_some(run))
 }
 
 /// Calls PAGEMAP_SCAN until all is seen. Passes each region to `each`.
@@ -95,7 +117,7 @@ pub(super) fn regions(
 fn fast(memory: &Memory, range: &Range, room: &mut [Region]) -> std::result::Result<Vec<Run>, Errno> {
     // To know whose a page is, the kernel has to look at its descriptor in memory, which is most of the work: only
     // asked where pages of a file can be.
-    let file = if range.backed && !range.file_pages { pagemap::FILE } else { 0 };
+    let file = if range.backed { pagemap::FILE } else { 0 };
     let mut query = Query {
         none_of: pagemap::PFNZERO | file,
         any_of: pagemap::PRESENT | pagemap::SWAPPED,
@@ -163,7 +185,7 @@ pub(super) fn slow(memory: &Memory, range: &Range) -> Result<Vec<Run>> {
         memory.pagemap_file().read_exact_at(entries, at / PAGE * 8)?;
         for (entry, start) in entries.chunks_exact(8).zip((at..).step_by(PAGE as usize)) {
             let entry = entry.try_into().map_or(0, u64::from_ne_bytes);
-            let owned = entry & (PRESENT | SWAPPED) != 0 && (entry & FILE == 0 || range.file_pages);
+            let owned = entry & (PRESENT | SWAPPED) != 0 && entry & FILE == 0;
             if owned {
                 let kind = if entry & GUARD == 0 { RunKind::Data } else { RunKind::Guard };
                 push(&mut runs, Run { start, pages: 1, kind, huge: false, backed: range.backed });

@@ -52,6 +52,12 @@ fn of_a_private_file_only_changed_pages_are_found() {
     // Also those of the file, where that will not be there.
     let all = Range { file_pages: true, ..r };
     assert_eq!(shape(&scan(&p.memory(), &[all]).unwrap(), &all), [(0, 8)]);
+    // Those as well that nobody has touched, but none behind the end of the file.
+    let start = p.number(&format!("filemap({:?}, 20)", path.to_str().unwrap()));
+    let all = Range { backed: true, file_pages: true, ..range(start, 20) };
+    assert_eq!(shape(&scan(&p.memory(), &[all]).unwrap(), &all), [(0, 8)]);
+    std::fs::write(&path, b"").unwrap();
+    assert_eq!(scan(&p.memory(), &[all]).unwrap(), []);
 }
 
 #[test]

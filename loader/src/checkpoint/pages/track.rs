@@ -89,6 +89,10 @@ impl Tracker {
 pub fn scan_since(memory: &Memory, ranges: &[Range]) -> Result<Vec<Run>> {
     let (mut all, mut room) = (Vec::new(), vec![pagemap::Region::default(); scan::REGIONS]);
     for range in ranges.iter().filter(|r| r.start < r.end) {
+        if range.file_pages {
+            all.extend(scan::whole(memory, range)?);
+            continue;
+        }
         match one(memory, range, &mut room) {
             Ok(mut runs) => all.append(&mut runs),
             Err(Errno::ENOTTY | Errno::ENOSYS | Errno::EINVAL) => {
@@ -104,7 +108,7 @@ pub fn scan_since(memory: &Memory, ranges: &[Range]) -> Result<Vec<Run>> {
 }
 
 fn one(memory: &Memory, range: &Range, room: &mut [pagemap::Region]) -> std::result::Result<Vec<Run>, Errno> {
-    let file = if range.backed && !range.file_pages { pagemap::FILE } else { 0 };
+    let file = if range.backed { pagemap::FILE } else { 0 };
     let query = |guard: u64| pagemap::Query {
         none_of: pagemap::PFNZERO | file,
         any_of: pagemap::PRESENT | pagemap::SWAPPED,

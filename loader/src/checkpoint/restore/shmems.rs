@@ -2,9 +2,10 @@
 #![forbid(unsafe_code)]
 
 use super::context::Context;
+use super::files::reopen;
 use super::source::Source;
 use crate::checkpoint::pages::{self, Object};
-use crate::checkpoint::state::{ShmemKind, ShmemState};
+use crate::checkpoint::state::{FileKind, SandboxState, ShmemKind, ShmemState};
 use airlock_wire::error::{Error, Result};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -32,7 +33,24 @@ pub fn create(ctx: &mut Context, source: &Source) -> Result<u64> {
             .pages;
         *slot = Some(fd);
     }
+    let executed: Vec<usize> = executed(&ctx.state).collect();
+    for id in executed {
+        // The kernel makes no file a process' program that somebody could write to.
+        if let Some(slot) = ctx.shmems.get_mut(id)
+            && let Some(fd) = slot.take()
+        {
+            *slot = Some(reopen(ctx.procfs.root(), fd.as_fd(), libc::O_RDONLY)?);
+        }
+    }
     Ok(pages)
+}
+
+/// The memory objects that stand for deleted files which processes execute.
+fn executed(state: &SandboxState) -> impl Iterator<Item = usize> {
+    state.mms.iter().filter_map(|mm| match state.files.get(mm.exe? as usize)?.kind {
+        FileKind::Deleted { shmem: Some(id), .. } => Some(id as usize),
+        _ => None,
+    })
 }
 
 fn make(object: &ShmemState) -> Result<OwnedFd> {

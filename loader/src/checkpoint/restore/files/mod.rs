@@ -110,7 +110,7 @@ fn in_container<T: Send>(
 }
 
 /// Opens the file behind a descriptor anew, as another description.
-fn reopen(procfs: BorrowedFd<'_>, fd: BorrowedFd<'_>, flags: i32) -> nix::Result<OwnedFd> {
+pub(super) fn reopen(procfs: BorrowedFd<'_>, fd: BorrowedFd<'_>, flags: i32) -> nix::Result<OwnedFd> {
     use nix::fcntl::{OFlag, openat};
     use std::os::fd::AsRawFd;
     let link = format!("self/fd/{}", fd.as_raw_fd());

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstat, major, minor};
 use nix::unistd::{Whence, lseek};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// `pos` of files that only mappings show.
@@ -180,6 +181,7 @@ fn open_all(ctx: &mut Context, container: Id, wanted: &[Wanted]) -> Result<()> {
 /// Opens files by path, deleted files and memfds.
 pub(super) fn open(ctx: &mut Context, container: Id, ids: &[Id]) -> Result<()> {
     let deleted = objects::make(ctx, container, ids)?;
+    let mut first = BTreeSet::new();
     for id in ids {
         let state = file(&ctx.state, *id)?;
         let base = match &state.kind {
@@ -191,7 +193,15 @@ pub(super) fn open(ctx: &mut Context, container: Id, ids: &[Id]) -> Result<()> {
             return Err(Error::failure(format!("{} was not made", name_of(&ctx.state, *id))));
         };
         let (flags, pos) = (state.flags, state.pos);
-        let fd = if flags & libc::O_PATH != 0 {
+        // The description that a memfd was made with does not count as one to write with: with another one, the kernel
+        // would not have the memfd as a process' program.
+        let made_with = match state.kind {
+            FileKind::Memfd(object) => flags & OPENABLE == libc::O_RDWR && first.insert(object),
+            _ => false,
+        };
+        let fd = if made_with {
+            base.try_clone()?
+        } else if flags & libc::O_PATH != 0 {
             reopen(ctx.procfs.root(), base.as_fd(), libc::O_PATH)?
         } else {
             // O_TMPFILE has the bit of O_DIRECTORY.
