@@ -24,12 +24,17 @@ impl Watch {
         self.last = now;
     }
 
+    /// What went before does not count in [`Watch::elapsed_us`].
+    pub fn begin_again(&mut self) {
+        self.begun = self.last;
+    }
+
     /// Steps so far and their microseconds.
     pub fn phases(&mut self) -> Vec<(String, u64)> {
         std::mem::take(&mut self.phases)
     }
 
-    /// Microseconds since the beginning.
+    /// Microseconds since the beginning, or [`Watch::begin_again`].
     pub fn elapsed_us(&self) -> u64 {
         self.begun.elapsed().as_micros() as u64
     }

@@ -1,6 +1,6 @@
 //! A `sleep` container: calls inside running sandboxes, and whole commands.
 
-use crate::running::{Files, Running, checkpoint, save, tmpfs};
+use crate::running::{Files, Running, checkpoint, save, tmpfs, undisturbed};
 use crate::runsc::Runsc;
 use crate::{PAUSE, ms, title};
 use airlock_tests::bench::{Goal, Times, report, score, show};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const ROUNDS: usize = 20;
 
 fn sleeping() -> Bundle {
-    Bundle::new(&["/bin/sleep", "100000"])
+    Bundle::with(&["/bin/sleep", "100000"], undisturbed)
 }
 
 /// Restores a created container by a call; how long it took until the answer.

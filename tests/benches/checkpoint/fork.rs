@@ -1,6 +1,6 @@
 //! N sandboxes of one.
 
-use crate::running::tmpfs;
+use crate::running::{tmpfs, undisturbed};
 use crate::{PAUSE, ms, title};
 use airlock_tests::bench::{Goal, Times, score, show};
 use airlock_tests::{State, programs, unique, wait};
@@ -64,7 +64,7 @@ fn shmem() -> u64 {
 }
 
 fn start(state: &State, dir: &Path) -> String {
-    let bundle = programs::host_bundle(&["/usr/bin/python3", "-c", WARMED], |_| {});
+    let bundle = programs::host_bundle(&["/usr/bin/python3", "-c", WARMED], undisturbed);
     let (id, output) = (unique("bench-fork"), dir.join("output"));
     let mut run = state.command(["run", "--detach", "--bundle", bundle.text(), &id]);
     let out = std::fs::File::create(&output).unwrap();

@@ -1,6 +1,7 @@
 //! What the parts of a dump share.
 #![forbid(unsafe_code)]
 
+use super::smaps::RawVma;
 use super::status::Status;
 use super::waits::Sleepers;
 use crate::checkpoint::order::DumpOrder;
@@ -44,6 +45,8 @@ pub struct Space {
     pub proc: usize,
     /// Where content may be, ascending.
     pub extents: Vec<Extent>,
+    /// Its mappings, when they were looked at before it stood still: to be confirmed.
+    pub early: Option<Vec<RawVma>>,
 }
 
 /// Memory of a mapping that the page engine looks through.

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::context::{Context, Extent, Space};
-use super::smaps::{self, RawVma};
+use super::smaps::RawVma;
 use crate::checkpoint::state::{
     AioRing, FileKind, FileState, Id, MmLayout, MmState, PathFile, ShmemKind, ShmemState, Vma, VmaKind,
 };
@@ -18,12 +18,12 @@ const MEMFD: &str = "/memfd:";
 /// Position of a file that is mapped and not open: it has none.
 pub const MAPPED: i64 = -1;
 
-/// Describes the address space of process `index`, whose region must not be mapped yet, and takes note of what the page
+/// Describes the address space of process `index` by its mappings, without the region, and takes note of what the page
 /// engine has to look through. `brk` is its program break.
 ///
 /// # Errors
 /// When `/proc` does not tell. What cannot be saved is refused, which is no error.
-pub fn collect(ctx: &mut Context, index: usize, smaps: &str, brk: u64) -> Result<Id> {
+pub fn collect(ctx: &mut Context, index: usize, vmas: &[RawVma], brk: u64) -> Result<Id> {
     let Some(proc) = ctx.procs.get(index) else { return Err(Error::failure("no such process")) };
     let target = Target { index, pid: proc.task(), container: proc.container };
     let mut mm = MmState {
@@ -39,17 +39,17 @@ pub fn collect(ctx: &mut Context, index: usize, smaps: &str, brk: u64) -> Result
     };
     mm.exe = exe(ctx, target)?;
     let mut extents = Vec::new();
-    for raw in smaps::parse(smaps)? {
-        let Some(vma) = mapping(ctx, target, &raw, &mut mm.aio)? else { continue };
+    for raw in vmas {
+        let Some(vma) = mapping(ctx, target, raw, &mut mm.aio)? else { continue };
         let save = match vma.kind {
             VmaKind::Anonymous => !vma.droppable,
             VmaKind::File(_) | VmaKind::Shmem(_) => !vma.shared,
             _ => false,
         };
         let file_pages =
-            raw.inode != 0 && raw.deleted && matches!(vma.kind, VmaKind::Anonymous) && !zeros(&raw);
+            raw.inode != 0 && raw.deleted && matches!(vma.kind, VmaKind::Anonymous) && !zeros(raw);
         // Pages that nobody has touched are no content; a mapping without any need not be looked through.
-        if save && (raw.rss > 0 || raw.has(b"lo") || swapped(&raw) || file_pages) {
+if save && (raw.rss > 0 || raw.has(b"lo") || swapped(raw) || file_pages) {
             extents.push(Extent {
                 start: vma.start,
                 end: vma.end,
@@ -63,7 +63,7 @@ pub fn collect(ctx: &mut Context, index: usize, smaps: &str, brk: u64) -> Result
     }
     let id = ctx.state.mms.len() as Id;
     ctx.state.mms.push(mm);
-    ctx.spaces.push(Space { mm: id, proc: index, extents });
+    ctx.spaces.push(Space { mm: id, proc: index, extents, early: None });
     Ok(id)
 }
 

@@ -6,6 +6,7 @@
 
 pub mod context;
 pub mod creds;
+pub mod early;
 pub mod files;
 pub mod fs;
 pub mod ipc;
@@ -32,6 +33,7 @@ use super::{clocks, machine};
 use crate::procfs::ProcFs;
 use airlock_wire::error::{Error, Result};
 use context::Context;
+use early::Early;
 use fs::Filesystems;
 use ipc::Ipc;
 use net::Sockets;
@@ -116,30 +118,39 @@ fn save(
 
 /// Stops everything and describes it in [`Context::state`].
 fn inspect(link: &Link, ctx: &mut Context, watch: &mut Watch) -> Result<Sockets> {
+    let mut early = Early::look(ctx);
+    watch.step("early look");
+    watch.begin_again();
     link.progress("stopping", 0, 0);
     let paused = ctx.order.paused;
     tree::discover(ctx, || if paused { link.ask(&Event::Interrupted) } else { Ok(()) })?;
     watch.step("stop");
     containers(ctx);
     // Before anything is mapped into them.
-    let smaps = ctx
+    let mappings = ctx
         .procs
         .iter()
         .map(|p| {
             if p.is_zombie() || p.shares_mm_with.is_some() {
                 return Ok(None);
             }
+            if let Some(vmas) = early.take(&ctx.procfs, p.task())? {
+                return Ok(Some((vmas, true)));
+            }
             let text = ctx.procfs.read_whole(p.task(), "smaps")?;
-            Ok(Some(String::from_utf8_lossy(&text).into_owned()))
+            Ok(Some((smaps::parse(&String::from_utf8_lossy(&text))?, false)))
         })
         .collect::<Result<Vec<_>>>()?;
     watch.step("mappings");
     task::collect(ctx)?;
     watch.step("tasks");
-    for (index, text) in smaps.iter().enumerate() {
-        let Some(text) = text else { continue };
+    for (index, vmas) in mappings.into_iter().enumerate() {
+        let Some((vmas, early)) = vmas else { continue };
         let brk = program_break(ctx, index)?;
-        let id = mm::collect(ctx, index, text, brk)?;
+        let id = mm::collect(ctx, index, &vmas, brk)?;
+        if let Some(space) = ctx.spaces.last_mut().filter(|_| early) {
+            space.early = Some(vmas);
+        }
         let facts = ctx.procs.get(index).map(|p| p.memory).unwrap_or_default();
         if let Some(mm) = ctx.state.mms.get_mut(id as usize) {
             mm.mdwe = facts.mdwe;

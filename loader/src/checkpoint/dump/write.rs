@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::context::{Context, Extent};
+use super::early;
 use super::fs::Filesystems;
 use crate::checkpoint::agent::{Link, next_fd};
 use crate::checkpoint::image::{
@@ -354,7 +355,10 @@ impl Image {
             })
             .collect();
         let progress = |done: u64, total: u64| link.progress("writing memory", done, total);
-        self.pages.add(&tasks, Some(&progress))?;
+        let early = self.spaces.iter().filter_map(|space| {
+            Some((space.memory().pid(), ctx.spaces.get(space.number)?.early.as_deref()?))
+        });
+        early::confirm_while(&ctx.procfs, early.collect(), || self.pages.add(&tasks, Some(&progress)))?;
         drop(tasks);
         for space in std::mem::take(&mut self.spaces) {
             if let SpaceMemory::Shadow(shadow) = space.memory {

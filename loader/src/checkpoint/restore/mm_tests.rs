@@ -1,7 +1,7 @@
 //! Address spaces of real programs, torn down and made anew in place.
 
 use super::*;
-use crate::checkpoint::dump::{context as dumped, mm as described};
+use crate::checkpoint::dump::{context as dumped, mm as described, smaps as parsed};
 use crate::checkpoint::order::DumpOrder;
 use crate::checkpoint::state::{FileKind, Life};
 use crate::procfs::ProcFs;
@@ -106,7 +106,7 @@ fn an_address_space_is_made_anew_in_place() {
         region: None,
         memory: dumped::MemoryFacts::default(),
     });
-    described::collect(&mut ctx, 0, &smaps, brk).unwrap();
+    described::collect(&mut ctx, 0, &parsed::parse(&smaps).unwrap(), brk).unwrap();
     assert!(ctx.refusals.is_empty(), "{:?}", ctx.refusals);
     let mm = ctx.state.mms[0].clone();
 
