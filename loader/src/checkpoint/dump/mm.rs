@@ -49,7 +49,7 @@ pub fn collect(ctx: &mut Context, index: usize, vmas: &[RawVma], brk: u64) -> Re
         let file_pages =
             raw.inode != 0 && raw.deleted && matches!(vma.kind, VmaKind::Anonymous) && !zeros(raw);
         // Pages that nobody has touched are no content; a mapping without any need not be looked through.
-if save && (raw.rss > 0 || raw.has(b"lo") || swapped(raw) || file_pages) {
+        if save && (raw.rss > 0 || raw.has(b"lo") || swapped(raw) || file_pages) {
             extents.push(Extent {
                 start: vma.start,
                 end: vma.end,
