@@ -16,4 +16,5 @@ pub mod seccomp;
 pub mod spawner;
 pub mod symbols;
 pub mod sys;
+pub mod trace;
 pub mod worker;

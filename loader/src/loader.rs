@@ -10,6 +10,7 @@ mod parts;
 mod pause;
 mod processes;
 mod signal;
+mod trace;
 mod usage;
 mod work;
 
@@ -84,6 +85,7 @@ pub struct Loader {
     work: checkpoint::Work,
     forwards: forward::Forwards,
     usage: usage::Live,
+    session: Mutex<Option<trace::Live>>,
     generation: String,
 }
 
@@ -102,6 +104,7 @@ impl Loader {
             work: checkpoint::Work::new()?,
             forwards: forward::Forwards::new()?,
             usage: usage::Live::default(),
+            session: Mutex::default(),
             generation: Generation::new()
                 .map_err(|e| Error::from(e).context("making a generation ID"))?
                 .to_string(),

@@ -28,6 +28,7 @@ pub fn boot_seed() -> Vec<u8> {
         },
         gofer_mount_confs: Vec::new(),
         shared_mounts: vec![("scratch".to_owned(), Fd(6))],
+        trace: None,
         listener: Some(Fd(7)),
         exit_file: None,
         log: None,

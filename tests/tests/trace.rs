@@ -2,15 +2,19 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+#[path = "trace/consumer.rs"]
+mod consumer;
 #[path = "trace/procfs.rs"]
 mod procfs;
+#[path = "trace/sessions.rs"]
+mod sessions;
 
 use airlock_tests::{Bundle, State, unique};
 
 /// A sandbox whose root container runs.
 struct Sandbox {
     state: State,
-    _bundle: Bundle,
+    bundle: Bundle,
     id: String,
 }
 
@@ -22,6 +26,14 @@ impl Sandbox {
     fn of(bundle: Bundle) -> Self {
         let (state, id) = (State::new(), unique("trace"));
         state.detached(&["run", "--detach", "--bundle", bundle.text(), &id]);
-        Self { state, _bundle: bundle, id }
+        Self { state, bundle, id }
+    }
+}
+
+/// Why this kernel does not let us trace, if so.
+fn untraceable() -> Option<String> {
+    match airlock_loader::sys::tracing::kernel_types() {
+        Ok(_) => None,
+        Err(e) => Some(format!("needs BPF with the kernel's types: {e}")),
     }
 }

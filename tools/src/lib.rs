@@ -18,3 +18,4 @@ pub mod proxy;
 pub mod sandbox;
 pub mod state;
 mod sys;
+pub mod trace;

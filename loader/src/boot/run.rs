@@ -12,6 +12,7 @@ use crate::spawner::{Exited, Spawner};
 use crate::sys::{backtrace, mount, process};
 use airlock_wire::api::airlock::Killer;
 use airlock_wire::api::boot::{BootArgs, BootReply};
+use airlock_wire::api::trace::SessionConfig;
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Result};
 use airlock_wire::server::{Server, ServerOptions};
@@ -95,6 +96,13 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
     for (name, fd) in &args.shared_mounts {
         shared_mounts.push((name.clone(), start.fds.take(*fd)?));
     }
+    let trace = match &args.trace {
+        Some(trace) => {
+            let fds = trace.fds.iter().map(|fd| start.fds.take(*fd)).collect::<Result<_>>()?;
+            Some((trace.config.0.clone(), fds))
+        }
+        None => None,
+    };
     let (procfs, procfs_mount) = open_procfs()?;
     let namespaces = start.spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
     let in_userns = namespaces.is_some_and(|all| all.iter().any(|n| n.typ() == LinuxNamespaceType::User));
@@ -132,6 +140,7 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
         spec: start.spec,
         bundle: start.args.bundle,
         parts,
+        trace,
         autostart: start.args.autostart,
         hold: start.args.hold,
         late: (start.fds, procfs_mount),
@@ -156,6 +165,7 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
         }
         Err(_) => false,
     });
+    loader.end_trace_sessions();
     if let Some(file) = exit_file {
         write_last_words(file, &loader, status);
     }
@@ -175,6 +185,7 @@ struct Boot {
     spec: Spec,
     bundle: String,
     parts: ContainerParts,
+    trace: Option<(SessionConfig, Vec<OwnedFd>)>,
     autostart: bool,
     hold: bool,
     /// Detached mounts that are not needed any more: closing one waits for a grace period of the kernel.
@@ -215,6 +226,11 @@ impl Boot {
         let (text, spec) = (std::mem::take(&mut self.spec_text), std::mem::take(&mut self.spec));
         let parts = std::mem::take(&mut self.parts);
         let prepared = self.loader.prepare(&root, text, spec, &self.bundle, parts)?;
+        if let Some((config, fds)) = self.trace.take() {
+            self.loader
+                .create_trace_session(config, false, fds)
+                .map_err(|e| e.context("creating trace session"))?;
+        }
         if self.autostart {
             self.loader.start(&root)?;
         }

@@ -129,9 +129,17 @@ impl Cgroup {
         self.dirs[self.leaf].1.as_fd()
     }
 
+    /// The number by which the kernel knows the leaf (`bpf_get_current_cgroup_id`).
+    ///
+    /// # Errors
+    /// As fstat(2).
+    pub fn leaf_id(&self) -> Result<u64> {
+        Ok(nix::sys::stat::fstat(self.leaf())?.st_ino)
+    }
+
     /// Whether the leaf has the v2 control files (`cgroup.freeze`): so in a pure v2 tree, and in a mixed one
     /// without a v1 freezer.
-    fn leaf_is_v2(&self) -> bool {
+    pub(crate) fn leaf_is_v2(&self) -> bool {
         self.v2 || self.dirs[self.leaf].0 == UNIFIED
     }
 

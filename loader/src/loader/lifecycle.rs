@@ -91,6 +91,7 @@ impl Loader {
         let _ = container.layers.set(layers(&spec, &parts.confs, filestores));
         let _ = container.spec.set(spec);
         let _ = container.spec_text.set(spec_text.clone());
+        self.trace_container(container);
         let (placement_pid, own) = self.pid_namespace(container)?;
         let _ = container.own_pid_namespace.set(own);
         let _ = container.namespaces.set(own_namespaces(container, &parts));
@@ -164,6 +165,7 @@ impl Loader {
                 }
             }
         };
+        self.trace_start(container, &process);
         let failed = match binary::send(&channel, &Order::Start, &[]) {
             Ok(()) => match binary::recv::<Answer>(&channel) {
                 Ok((Answer::Failed(e), _)) => Some(e),
@@ -215,6 +217,7 @@ impl Loader {
                 parent.remove_child(cid)?;
             }
         }
+        self.trace_forget(&container);
         lock(&self.containers).remove(cid);
         Ok(())
     }

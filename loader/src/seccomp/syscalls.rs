@@ -109,6 +109,11 @@ pub fn native_name(nr: i64) -> Option<&'static str> {
     ROWS.iter().find(|row| native(row) == nr).map(|row| row.0)
 }
 
+/// Number of call `name` of the architecture that this program was built for.
+pub fn native_number(name: &str) -> Option<u32> {
+    lookup(name)?.number(arch::NATIVE.column()).map(u32::from)
+}
+
 /// Every name of the tables, sorted.
 pub fn names() -> impl Iterator<Item = &'static str> {
     ROWS.iter().map(|row| row.0)

@@ -1,16 +1,16 @@
-//! bpf(2), as far as device programs of v2 cgroups need it.
+//! bpf(2), as far as device programs of v2 cgroups need it; tracing has its part in [`super::tracing`].
 
 use nix::errno::Errno;
 use std::ffi::c_void;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-type Result<T> = std::result::Result<T, Errno>;
+pub(super) type Result<T> = std::result::Result<T, Errno>;
 
-const BPF_PROG_LOAD: i32 = 5;
+pub(super) const BPF_PROG_LOAD: i32 = 5;
 const BPF_PROG_ATTACH: i32 = 8;
 const BPF_PROG_DETACH: i32 = 9;
 const BPF_PROG_GET_FD_BY_ID: i32 = 13;
-const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
+pub(super) const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
 const BPF_PROG_QUERY: i32 = 16;
 
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
@@ -19,7 +19,7 @@ const BPF_F_ALLOW_MULTI: u32 = 1 << 1;
 const BPF_F_REPLACE: u32 = 1 << 2;
 
 /// Bytes of a program's name, with the terminating zero (`BPF_OBJ_NAME_LEN`).
-const NAME_LEN: usize = 16;
+pub(super) const NAME_LEN: usize = 16;
 /// Where `name` is in `struct bpf_prog_info`.
 const INFO_NAME_OFFSET: usize = 64;
 
@@ -63,22 +63,23 @@ struct QueryAttr {
 }
 
 #[repr(C)]
-struct IdAttr {
-    id: u32,
-    next_id: u32,
-    open_flags: u32,
-    padding: u32,
+#[derive(Default)]
+pub(super) struct IdAttr {
+    pub id: u32,
+    pub next_id: u32,
+    pub open_flags: u32,
+    pub padding: u32,
 }
 
 #[repr(C)]
-struct InfoAttr {
-    bpf_fd: u32,
-    info_len: u32,
-    info: u64,
+pub(super) struct InfoAttr {
+    pub bpf_fd: u32,
+    pub info_len: u32,
+    pub info: u64,
 }
 
 /// bpf(2) with `attr`, whose pointers must be valid for what the command reads and writes there.
-fn bpf<T>(command: i32, attr: &mut T) -> Result<i32> {
+pub(super) fn bpf<T>(command: i32, attr: &mut T) -> Result<i32> {
     // SAFETY: `attr` is a live `repr(C)` value of the given size, laid out as the command's part of `union bpf_attr`;
     // the callers below keep the buffers it points to alive and as long as they say.
     let r = unsafe {
@@ -87,11 +88,11 @@ fn bpf<T>(command: i32, attr: &mut T) -> Result<i32> {
     Errno::result(r).map(|r| r as i32)
 }
 
-fn raw(fd: BorrowedFd<'_>) -> u32 {
+pub(super) fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
-fn owned(fd: i32) -> OwnedFd {
+pub(super) fn owned(fd: i32) -> OwnedFd {
     // SAFETY: the kernel has just returned it to us; nobody else owns it. It is close-on-exec by itself.
     unsafe { OwnedFd::from_raw_fd(fd as RawFd) }
 }

@@ -17,6 +17,7 @@ pub mod ptrace;
 pub mod random;
 pub mod seccomp;
 pub mod task;
+pub mod tracing;
 pub mod uffd;
 pub mod unix;
 pub mod xattr;

@@ -12,10 +12,12 @@
 mod connect;
 mod kernel_stacks;
 mod procfs_dump;
+mod trace;
 
 pub use connect::{Connector, Dial};
 pub use kernel_stacks::KernelStacks;
 pub use procfs_dump::{ProcfsDump, ProcfsDumped};
+pub use trace::{TraceRequest, TraceSession};
 
 use crate::checkpoint::agent::open_procfs;
 use crate::procfs::ProcFs;
@@ -84,6 +86,8 @@ pub enum Job {
     KernelStacks(KernelStacks),
     /// See [`ProcfsDump`].
     ProcfsDump(ProcfsDump),
+    /// See [`TraceSession`].
+    TraceSession(TraceSession),
 }
 
 impl From<Connector> for Job {
@@ -101,6 +105,12 @@ impl From<KernelStacks> for Job {
 impl From<ProcfsDump> for Job {
     fn from(task: ProcfsDump) -> Self {
         Self::ProcfsDump(task)
+    }
+}
+
+impl From<TraceSession> for Job {
+    fn from(task: TraceSession) -> Self {
+        Self::TraceSession(task)
     }
 }
 
@@ -123,6 +133,7 @@ fn serve(channel: UnixStream) -> Result<()> {
         Job::Connector(task) => answer(&worker, task, fds),
         Job::KernelStacks(task) => answer(&worker, task, fds),
         Job::ProcfsDump(task) => answer(&worker, task, fds),
+        Job::TraceSession(task) => answer(&worker, task, fds),
     }
 }
 

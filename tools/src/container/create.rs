@@ -13,8 +13,8 @@ use crate::process::ProcessId;
 use crate::proxy::Supervised;
 use crate::sandbox::{BootEvents, BootRequest, Booted, FdList, Stage, protected_binary};
 use crate::state::{Lock, Phase, State, StateDir, Status, check_id};
-use airlock_wire::api::boot::BootArgs;
-use airlock_wire::api::types::SpecJson;
+use airlock_wire::api::boot::{BootArgs, TraceFds};
+use airlock_wire::api::types::{Json, SpecJson};
 use airlock_wire::error::Result;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -90,6 +90,10 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
         fds: donated,
         gofer_mount_confs: mounts.confs,
         shared_mounts: mounts.shared,
+        trace: options.trace.take().map(|session| TraceFds {
+            config: Json(session.config),
+            fds: session.fds.into_iter().map(|fd| fds.push(fd)).collect(),
+        }),
         listener: Some(fds.push(dir.bind_control_socket(id)?)),
         exit_file: Some(fds.push(dir.make_exit_file(id)?)),
         log: options.log.take().map(|fd| fds.push(fd)),

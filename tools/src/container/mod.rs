@@ -106,6 +106,8 @@ pub struct CreateOptions {
     pub restore: Option<restore::RestoreOptions>,
     /// An image that the caller has opened, and when its memory comes: the container is restored from it at once.
     pub image: Option<(image::Image, restore::Memory)>,
+    /// A trace session that a new sandbox has from the beginning.
+    pub trace: Option<crate::trace::Session>,
     /// User ids that may call the sandbox besides root.
     pub allowed_uids: Vec<u32>,
     /// Overlay over root filesystem and mounts, in gVisor's form (`root:memory`).

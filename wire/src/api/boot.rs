@@ -3,7 +3,8 @@
 //! Binary dialect only; it travels once, on the socketpair that is the stage's standard input. Descriptors are
 //! named by index into the message's descriptor list, never by number.
 
-use super::types::{FdMapping, GoferMountConf, SpecJson};
+use super::trace::SessionConfig;
+use super::types::{FdMapping, GoferMountConf, Json, SpecJson};
 use serde::{Deserialize, Serialize};
 
 /// Index into the descriptors that came with the message. Each index may be used once.
@@ -103,8 +104,17 @@ pub struct ContainerFds {
     pub tty: Option<Fd>,
 }
 
+/// A trace session with what its parent has opened for it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TraceFds {
+    /// The session.
+    pub config: Json<SessionConfig>,
+    /// One for each sink that needs one, in their order.
+    pub fds: Vec<Fd>,
+}
+
 /// Arguments of a new sandbox.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BootArgs {
     /// The sandbox ID, which is also the root container's ID.
     pub id: String,
@@ -119,6 +129,8 @@ pub struct BootArgs {
     /// Detached mounts that containers of the pod share, by the name of the mount hint; the loader keeps them and gives
     /// them out (`Airlock.SharedMounts`).
     pub shared_mounts: Vec<(String, Fd)>,
+    /// A trace session that there is before the root container starts.
+    pub trace: Option<TraceFds>,
     /// The listening control socket.
     pub listener: Option<Fd>,
     /// The loader writes the root container's last words there as one JSON object

@@ -2,6 +2,7 @@
 
 use super::checkpoint::{RestoreOpts, SaveOpts, Savings};
 use super::procfs::ProcessProcfsDump;
+use super::trace::{CreateTraceSessionArgs, SessionConfig};
 use super::types::{Empty, GoferMountConf, Json, List, RawJson, SpecJson};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,12 @@ crate::methods! {
     /// What proc(5) shows of every process of every container, by pid; null when there is none. A process that ends
     /// while it is looked at, or that no longer fits into a message, is left out, and the log says so.
     ProcfsDump: Empty => Json<List<ProcessProcfsDump>>;
+    /// Begins a trace session: from now on its points are told to its sinks.
+    CreateTraceSession: Json<CreateTraceSessionArgs> => Empty, fds "in: for each sink that needs one (a connected SOCK_SEQPACKET socket for remote, a file open for writing for file), in their order; or one for every sink";
+    /// Ends a trace session, when its sinks have been told what has happened until then. The argument is its name.
+    DeleteTraceSession: String => Empty;
+    /// The trace sessions there are, with their sinks and what those did not get; null when there is none.
+    ListTraceSessions: Empty => Json<List<SessionConfig>>;
 }
 
 /// State of a container as [`ContainerRuntimeState`] answers it; a number on the wire.

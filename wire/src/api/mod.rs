@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod proc;
 pub mod procfs;
 pub mod state;
+pub mod trace;
 pub mod types;
 pub mod usage;
 

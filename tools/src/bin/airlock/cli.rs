@@ -215,6 +215,9 @@ pub struct ContainerArgs {
     /// File that receives messages for the container's owner
     #[arg(long, value_name = "FILE")]
     pub user_log: Option<PathBuf>,
+    /// Begin the trace session that this file describes before the program runs: {"trace_session": {...}}
+    #[arg(long, value_name = "FILE")]
+    pub pod_init_config: Option<PathBuf>,
     /// Lay a writable layer over the root filesystem: MOUNT:MEDIUM[,size=N] with MOUNT 'root' or 'all' and MEDIUM
     /// 'memory', 'self' or 'dir=PATH'; 'none' for no layer
     #[arg(long, value_name = "MOUNT:MEDIUM")]
@@ -749,19 +752,43 @@ pub struct StatefileArgs {
 /// What `trace` does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TraceAction {
+    /// Begin the session that --config describes
+    Create,
+    /// End the session that --name names, when its sinks have been told what has happened until then
+    Delete,
+    /// Sessions, their sinks, and how many events those did not get
+    List,
+    /// The points, fields and sinks that there are; no sandbox is needed
+    Metadata,
     /// What procfs shows of every process of the sandbox: a JSON object for each
     Procfs,
 }
 
-/// Look on while a sandbox runs
+/// Look on while a sandbox runs: trace sessions, and what procfs shows
+///
+/// A session tells of points in the life of a sandbox (a program is executed, a system call begins or ends) to sinks:
+/// 'remote', a Unix socket as gVisor's consumers listen on; 'file', lines of JSON appended to a file; 'null'. The
+/// options and the output are those of runsc's 'trace'.
 #[derive(Debug, Clone, Args)]
 pub struct TraceArgs {
+    /// For create: the session, {"name": "Default", "points": [...], "sinks": [...]}, or the same as the value of
+    /// "trace_session"
+    #[arg(long, value_name = "FILE", required_if_eq("action", "create"))]
+    pub config: Option<PathBuf>,
+    /// For create: replace a session of the same name
+    #[arg(long)]
+    pub force: bool,
+    /// For delete: name of the session
+    #[arg(long, value_name = "NAME", required_if_eq("action", "delete"))]
+    pub name: Option<String>,
     /// What to do
     #[arg(value_name = "ACTION", value_enum)]
     pub action: TraceAction,
     /// The sandbox, by the id of a container in it
-    #[arg(value_name = "ID")]
-    pub id: String,
+    #[arg(value_name = "ID", required_if_eq_any([
+        ("action", "create"), ("action", "delete"), ("action", "list"), ("action", "procfs"),
+    ]))]
+    pub id: Option<String>,
 }
 
 /// Call a method of a sandbox and print the reply

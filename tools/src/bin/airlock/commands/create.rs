@@ -9,9 +9,11 @@ use airlock::container::{self, CreateOptions, Stdio, passed};
 use airlock::podspec::Bundle;
 use airlock::sandbox::SandboxOptions;
 use airlock::state::StateDir;
+use airlock::trace;
 use airlock_wire::error::{Error, Result};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Log level of a sandbox whose debug log is asked for: everything but traces.
@@ -72,8 +74,16 @@ pub fn options(global: &Global, args: &ContainerArgs) -> Result<CreateOptions> {
         panic_log: global.open_panic_log(&args.id)?.map(Into::into),
         user_log: user_log.map(Into::into),
         systemd_cgroup: global.args.systemd_cgroup,
+        trace: args.pod_init_config.as_deref().map(pod_init_config).transpose()?,
         overlay: args.overlay2.clone(),
         sandbox: this_program(),
         ..CreateOptions::default()
     })
+}
+
+/// The session of a pod's init file, with its sinks opened.
+fn pod_init_config(path: &Path) -> Result<trace::Session> {
+    trace::read_config(path, false)
+        .and_then(trace::open_sinks)
+        .map_err(|e| e.context(format!("--pod-init-config {}", path.display())))
 }
