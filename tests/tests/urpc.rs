@@ -12,6 +12,8 @@ mod forward;
 mod hostile;
 #[path = "urpc/others.rs"]
 mod others;
+#[path = "urpc/own.rs"]
+mod own;
 #[path = "urpc/processes.rs"]
 mod processes;
 #[path = "urpc/signals.rs"]

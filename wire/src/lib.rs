@@ -20,6 +20,7 @@ pub mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod json;
+pub mod markdown;
 pub mod method;
 mod reader;
 pub mod registry;

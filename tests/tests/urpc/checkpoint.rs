@@ -325,15 +325,16 @@ fn the_containers_of_a_pod_are_restored_when_all_have_come() {
     need!("busybox");
     let sandbox = Sandbox::sleeping();
     let mut caller = sandbox.json();
-    sandbox.sub(&mut caller, &["/bin/sleep", "2000"]);
-    sandbox.sub(&mut caller, &["/bin/sleep", "2000"]);
+    for _ in 0..3 {
+        sandbox.sub(&mut caller, &["/bin/sleep", "2000"]);
+    }
     let image = Image::of(&mut caller);
     let arg = json!({"restore": {"HavePagesFile": true}});
 
     let created = Created::new();
     let mut caller = created.json();
     let report = caller.ok(OWN_RESTORE, &arg, &image.fds());
-    assert_eq!(report["missing"], json!(2));
+    assert_eq!(report["missing"], json!(3));
     assert_eq!(caller.ok(STATE, &json!(created.id), &[]), json!(1));
     assert!(created.state.fails(["start", &created.id]).contains("restoringUnstarted"));
     let again = caller.fails(OWN_RESTORE, &arg, &image.fds());
@@ -343,19 +344,36 @@ fn the_containers_of_a_pod_are_restored_when_all_have_come() {
     let rootfs =
         || mount::open_tree(nix::fcntl::AT_FDCWD, &sandbox.bundle.rootfs(), mount::OPEN_TREE_CLONE).unwrap();
     let null = null();
-    for (n, method) in [RESTORE_SUB, "containerManager.StartSubcontainer"].into_iter().enumerate() {
+    // One that airlock's own command line has created, one as gVisor's restores it, and one that is just started.
+    let own = unique("sub");
+    let (spec, fds) = (own::own_spec(&["/bin/sleep", "2000"]), json!({"stdio": [0, 1, 2], "gofer": [3]}));
+    let prepare = json!({"cid": own, "spec": spec, "bundle": "/b", "fds": fds});
+    let root = rootfs();
+    let parts = [null.as_fd(), null.as_fd(), null.as_fd(), root.as_fd()];
+    caller.ok("Airlock.PrepareSubcontainer", &prepare, &parts);
+    let report = caller.ok("Airlock.RestoreContainer", &json!({"cid": own}), &[]);
+    assert_eq!(report["missing"], json!(2));
+    let mut come = |last: bool| {
         let cid = unique("sub");
         caller.ok("containerManager.CreateSubcontainer", &json!({"CID": cid}), &[]);
         let rootfs = rootfs();
         let fds = [null.as_fd(), null.as_fd(), null.as_fd(), rootfs.as_fd()];
-        let few = caller.fails(RESTORE_SUB, &start_args(&cid, &["/bin/sleep", "2000"]), &fds[..3]);
+        let arg = start_args(&cid, &["/bin/sleep", "2000"]);
+        let few = caller.fails(RESTORE_SUB, &arg, &fds[..3]);
         assert_eq!(few, "restore arguments must contain at least 4 FDs, but only got 3");
-        assert_eq!(caller.ok(method, &start_args(&cid, &["/bin/sleep", "2000"]), &fds), json!({}));
-        assert_eq!(caller.ok(STATE, &json!(cid), &[]), json!(if n == 0 { 1 } else { 2 }));
-    }
+        let answer = if last {
+            caller.ok("containerManager.StartSubcontainer", &arg, &fds)
+        } else {
+            caller.ok(RESTORE_SUB, &arg, &fds)
+        };
+        assert_eq!(answer, json!({}));
+        assert_eq!(caller.ok(STATE, &json!(cid), &[]), json!(if last { 2 } else { 1 }));
+    };
+    come(false);
+    come(true);
     assert!(waiting.receive().unwrap().success);
     assert_eq!(caller.ok(STATE, &json!(created.id), &[]), json!(2));
-    assert_eq!(caller.ok("containerManager.Processes", &json!(""), &[]).as_array().unwrap().len(), 3);
+    assert_eq!(caller.ok("containerManager.Processes", &json!(""), &[]).as_array().unwrap().len(), 4);
 }
 
 #[test]

@@ -7,21 +7,21 @@ use crate::method::MethodInfo;
 use serde::{Deserialize, Serialize};
 
 crate::methods! {
-    receiver "Airlock";
+    receiver "Airlock", from "airlock";
     /// Lets a sandbox that waits in `BootReply::Held` go on: the parent's hooks are done.
-    Continue: Empty => Empty;
+    Continue: Empty => Empty, errors "the sandbox is not held (then there is no such method)";
     /// Creates a further container up to the point where only its program is missing (OCI `create`).
-    PrepareSubcontainer: PrepareArgs => Prepared, fds "in: those that `fds` names; out: the console's master, then the seccomp listener, each if there is one";
+    PrepareSubcontainer: PrepareArgs => Prepared, fds "in: those that `fds` names; out: the console's master, then the seccomp listener, each if there is one", errors "`sandbox is not in started state, cannot create subcontainer: state=S`; `container \"X\" already exists`; an invalid spec; descriptors that do not fit `fds`; what setting it up fails at", blocks "until the container waits for its start";
     /// Starts a created container, root or other (OCI `start`).
-    StartContainer: ContainerId => Empty;
+    StartContainer: ContainerId => Empty, errors "`container \"X\" not found`; `cannot start container \"X\": it is S`; the program cannot be executed", blocks "until the program runs";
     /// Waits until a process exits; the result is its wait status. If the caller hangs up first, the process is
     /// killed.
-    Supervise: SuperviseArgs => u32;
+    Supervise: SuperviseArgs => u32, errors "`container \"X\" not found`; `no such process with PID n`", blocks "until the process ends";
     /// Executes a further process in a container, as the OCI `process` object describes it. If the caller hangs up
     /// before the process has ended, it is killed.
-    Exec: ExecRequest => ExecReply, fds "in: those that `fds` names; out: the console's master, then the seccomp listener, each if there is one";
+    Exec: ExecRequest => ExecReply, fds "in: those that `fds` names; out: the console's master, then the seccomp listener, each if there is one", errors "`container \"X\" not found`, `not started`, `has stopped`; an invalid process; the program cannot be executed", blocks "until the program runs";
     /// Describes a container.
-    Info: ContainerId => ContainerInfo;
+    Info: ContainerId => ContainerInfo, errors "`container \"X\" not found`";
     /// Describes every container, the root container first.
     List: Empty => Vec<ContainerInfo>;
     /// The sandbox's generation ID: random, and another one in each sandbox that was restored or forked from the same
@@ -32,19 +32,19 @@ crate::methods! {
     /// Names the mounts that the containers of this pod share (mount hints of type tmpfs).
     SharedMounts: Empty => Vec<String>, fds "out: a detached mount for each name";
     /// Sends a signal that a proxy process received to the process that it stands for.
-    SignalForward: SignalForwardArgs => Empty;
+    SignalForward: SignalForwardArgs => Empty, errors "`container \"X\" not found`; `no such process with PID n`";
     /// Freezes one container (OCI `pause`); blocks until none of its processes runs.
-    PauseContainer: ContainerId => Empty;
+    PauseContainer: ContainerId => Empty, errors "`container \"X\" not found`; the container does not run, or is paused; a process does not stop in time", blocks "until no process runs, 5 s at most";
     /// Thaws one container (OCI `resume`).
-    ResumeContainer: ContainerId => Empty;
+    ResumeContainer: ContainerId => Empty, errors "`container \"X\" not found`; the container is not paused";
     /// Saves all containers of the sandbox, or finds out what could not be saved; containerManager.Checkpoint with
     /// airlock's own options and a report.
-    Checkpoint: CheckpointArgs => Report, fds "in: as containerManager.Checkpoint; with `parent` the parent's statefile, pages' metadata and pages; with `commit` a stream socket";
+    Checkpoint: CheckpointArgs => Report, fds "in: as containerManager.Checkpoint; with `parent` the parent's statefile, pages' metadata and pages; with `commit` a stream socket", errors "as containerManager.Checkpoint; with `parent`, an image that does not fit", blocks "until the image is written";
     /// containerManager.Restore with airlock's own options and a report.
-    Restore: RestoreArgs => Report, fds "in: as containerManager.Restore; then for each parent image its pages' metadata and its pages";
+    Restore: RestoreArgs => Report, fds "in: as containerManager.Restore; then for each parent image its pages' metadata and its pages", errors "as containerManager.Restore; parent images that do not fit", blocks "until the programs run";
     /// Has a created container restored together with its sandbox, whose restore has begun; returns at once unless it is
     /// the last one, which has all of them restored.
-    RestoreContainer: ContainerId => Report;
+    RestoreContainer: ContainerId => Report, errors "`container \"X\" not found`; the sandbox is not being restored; as containerManager.Restore", blocks "until the programs run, for the last container";
     /// Tells how far a checkpoint or restore is that another connection has asked for.
     CheckpointProgress: Empty => Progress;
 }

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 crate::methods! {
     receiver "Cgroups", from "gVisor pkg/sentry/control/cgroups.go; seed 001";
     /// Reads control files of the containers' cgroups, one result for each, in order.
-    ReadControlFiles: ReadArgs => Results, errors "none: what fails is a result with `is_error`: an unknown controller, a cgroup that is not there, `no such control file`, a path or name that leaves the sandbox's cgroups";
+    ReadControlFiles: ReadArgs => Results, errors "more than 1024 files; otherwise what fails is a result with `is_error`: an unknown controller, a cgroup that is not there, `no such control file`, a path or name that leaves the sandbox's cgroups";
     /// Writes control files of the containers' cgroups, one result for each, in order.
-    WriteControlFiles: WriteArgs => Results, errors "none: what fails is a result with `is_error`, as in ReadControlFiles; also a value that the kernel refuses, and files that move processes or run programs on the host";
+    WriteControlFiles: WriteArgs => Results, errors "more than 1024 files; otherwise what fails is a result with `is_error`, as in ReadControlFiles; also a value that the kernel refuses, and files that move processes or run programs on the host";
 }
 
 /// Names a control file.

@@ -10,49 +10,49 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 crate::methods! {
-    receiver "containerManager";
+    receiver "containerManager", from "gVisor runsc/boot/controller.go; seeds 001 and 002";
     /// Starts the root container, which was made with the sandbox; returns once its program runs. The argument is
     /// the container's ID.
-    StartRoot: String => Empty;
+    StartRoot: String => Empty, errors "`sandbox is not in created state, cannot start root container: state=S`; `starting sandbox: …`", blocks "until the program runs";
     /// Reserves the ID of a further container.
-    CreateSubcontainer: CreateArgs => Empty, fds "in: none, or the terminal (a pty replica)";
+    CreateSubcontainer: CreateArgs => Empty, fds "in: none, or the terminal (a pty replica)", errors "`container \"X\" already exists`; `start arguments must have at most 1 files for TTY`";
     /// Starts a container whose ID was reserved; returns once its program runs.
-    StartSubcontainer: StartArgs => Empty, fds "in: stdin, stdout, stderr (unless terminal), overlay filestores, /dev, rootfs upper tar, then rootfs and bind mounts";
+    StartSubcontainer: StartArgs => Empty, fds "in: stdin, stdout, stderr (unless terminal), overlay filestores, /dev, rootfs upper tar, then rootfs and bind mounts", errors "`start arguments missing spec`, `missing config`, `missing container ID`; `sandbox is not in started state, cannot start subcontainer: state=S`; `start arguments must contain at least N FDs, but only got M`; `trying to start a deleted container \"X\"`; `terminal enabled but no TTY provided…`; what setting it up fails at", blocks "until the program runs";
     /// Kills every process of a container, waits for their end and forgets its ID.
-    DestroySubcontainer: String => Empty;
+    DestroySubcontainer: String => Empty, errors "`container \"X\" not found`; it is the root container", blocks "until all its processes have ended";
     /// Executes a further process in a container; the result is its pid in the container's pid namespace.
-    ExecuteAsync: ExecArgs => i32, fds "in: one for each of GuestFDs (0, 1, 2 … when absent), then optionally the program";
+    ExecuteAsync: ExecArgs => i32, fds "in: one for each of GuestFDs (0, 1, 2 … when absent), then optionally the program", errors "`container \"X\" not found`, `not started`, `has stopped`; `failed to load P: …`; `creating fd map: …`; `guest file descriptors must be 0 or greater`; `process must either be started from a file or a filename, not both`", blocks "until the program runs";
     /// Lists the processes of a container (of all containers for an empty ID), by pid in the root container's pid
     /// namespace; null when there are none.
     Processes: String => List<Process>;
     /// Sends a signal to one process, a container, a terminal's foreground process group or a process group.
-    Signal: SignalArgs => Empty;
+    Signal: SignalArgs => Empty, errors "`PID (n) must be positive`; `signaling process in container \"X\" PID n: …`; `PID (n) cannot be set when signaling all processes`; `signaling foreground process group in container \"X\" PID n: …`; `PGID must be set when signaling a process group`; `signaling process group n: …`; an unknown mode or signal";
     /// Waits until a container's init has exited; the result is its wait status, which stays readable until the
     /// container is destroyed.
-    Wait: String => u32;
+    Wait: String => u32, errors "`container \"X\" not found`, `not started`", blocks "until the init has exited";
     /// Waits for a process that ExecuteAsync started; the result is its wait status.
-    WaitPID: WaitPidArgs => u32;
+    WaitPID: WaitPidArgs => u32, errors "`PID (n) must be positive`; `waiting for PID n: …`", blocks "until the process has exited";
     /// Pauses every process of every container; nests with Resume.
-    Pause: Empty => Empty;
+    Pause: Empty => Empty, blocks "until no process runs; fails after 5 s";
     /// Undoes one Pause.
-    Resume: Empty => Empty;
+    Resume: Empty => Empty, errors "`the sandbox is not paused`";
     /// Resource usage of a container as runc's `events --stats` shows it.
-    Event: String => Json<EventOut>;
+    Event: String => Json<EventOut>, errors "`container \"X\" not found`";
     /// State of a container: 1 created, 2 running, 3 stopped or unknown.
     ContainerRuntimeState: String => RuntimeState;
     /// Saves all containers of the sandbox into files. Then the sandbox ends with exit status 0, unless Resume says that
     /// they go on.
-    Checkpoint: SaveOpts => Empty, fds "in: the statefile; with have_pages_file the pages' metadata and the pages";
+    Checkpoint: SaveOpts => Empty, fds "in: the statefile; with have_pages_file the pages' metadata and the pages", errors "`got N files, wanted M`; a sandbox that is not running; an unknown compression; everything that cannot be saved, by name", blocks "until the image is written";
     /// Makes the root container, which is created and not started, what a statefile says. If that has further
     /// containers, all are restored when the last of them has come with RestoreSubcontainer.
-    Restore: RestoreOpts => Empty, fds "in: the statefile; with HavePagesFile the pages' metadata and the pages; with HaveDeviceFile /dev/userfaultfd";
+    Restore: RestoreOpts => Empty, fds "in: the statefile; with HavePagesFile the pages' metadata and the pages; with HaveDeviceFile /dev/userfaultfd", errors "`cannot restore a container in state=S`; `at least one file must be passed to Restore`; a damaged image, or one that does not fit; what restoring fails at", blocks "until the programs run; without Background until all memory is there";
     /// Sets up a container whose ID was reserved, to be restored with its sandbox; returns at once unless it is the last
     /// one, which has all of them restored.
-    RestoreSubcontainer: StartArgs => Empty, fds "in: as StartSubcontainer";
+    RestoreSubcontainer: StartArgs => Empty, fds "in: as StartSubcontainer", errors "`sandbox is not being restored, cannot restore subcontainer: state=S`; as StartSubcontainer; as Restore", blocks "until the programs run, for the last container";
     /// Waits for the next checkpoint; fails as that does.
-    WaitCheckpoint: Empty => Empty;
+    WaitCheckpoint: Empty => Empty, errors "the checkpoint's", blocks "until the next checkpoint is over";
     /// Waits until the sandbox is restored with all its memory; fails as the restore does.
-    WaitRestore: Empty => Empty;
+    WaitRestore: Empty => Empty, errors "`sandbox is not being restored, cannot wait for restore: state=S`; the restore's", blocks "until the restore is over";
     /// Connects a socket to a TCP port inside a container, on 127.0.0.1 or else ::1; returns once that connection is made.
     /// Then bytes go both ways until either end closes.
     PortForward: PortForwardOpts => Empty, fds "in: a connected stream socket, which becomes non-blocking", errors "`stream FD is required for port forward`; `failed to get threadgroup from X: …`; `container X not started`; `creating netstack port forward connection: …`", blocks "until that connection is made, 10 s at most";

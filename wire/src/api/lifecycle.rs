@@ -7,22 +7,22 @@ use std::collections::BTreeMap;
 crate::methods! {
     receiver "Lifecycle", from "gVisor pkg/sentry/control/lifecycle.go; seed 001";
     /// Pauses every process of every container; nests with Resume.
-    Pause: Empty => Empty;
+    Pause: Empty => Empty, blocks "until no process runs; fails after 5 s";
     /// Undoes one Pause.
-    Resume: Empty => Empty;
+    Resume: Empty => Empty, errors "as containerManager.Resume";
     /// Ends the sandbox: every container is killed.
     Shutdown: Empty => Empty;
     /// Wait status of a container's init, without waiting; an error while it runs.
-    GetExitStatus: ContainerArgs => u32;
+    GetExitStatus: ContainerArgs => u32, errors "`container \"X\" doesn't exist, or has not been started`; `container \"X\" hasn't exited yet`";
     /// Tells whether a container's init runs; false for an unknown container.
     IsContainerRunning: ContainerArgs => bool;
     /// Sends a signal to a container's init or to all its processes.
-    SignalContainer: SignalContainerArgs => Empty;
+    SignalContainer: SignalContainerArgs => Empty, errors "`container X not started`; `X container not running`";
     /// Forgets a container that has exited.
-    Reap: ContainerArgs => Empty;
+    Reap: ContainerArgs => Empty, errors "`no container with id \"X\"`; `container \"X\" hasn't exited yet`";
     /// Refused, as runsc's sandboxes do: containers are made with containerManager.CreateSubcontainer and
     /// StartSubcontainer.
-    StartContainer: StartContainerArgs => u32, fds "in: one for each of donated_fds", errors "`FilePayload.Files and DonatedFDs must have same number of elements (a != b)`; `unknown limit \"L\"`; `container id: X already exists`; always `mount namespace is nil for X`";
+    StartContainer: StartContainerArgs => u32, fds "in: one for each of donated_fds", errors "always, at the latest with `mount namespace is nil for X`; before that `FilePayload.Files and DonatedFDs must have same number of elements (a != b)`; `unknown limit \"L\"`; `container id: X already exists`";
 }
 
 /// Names a container.

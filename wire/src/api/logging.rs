@@ -3,9 +3,9 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 crate::methods! {
-    receiver "Logging";
+    receiver "Logging", from "gVisor pkg/sentry/control/logging.go; seed 001";
     /// Changes the log level; each group of fields applies only if its `Set…` flag is on. The result is always 0.
-    Change: LoggingArgs => i32;
+    Change: LoggingArgs => i32, errors "`error configuring strace: …`; `unknown level …`";
 }
 
 /// Argument of [`Change`] (gVisor's `control.LoggingArgs`).

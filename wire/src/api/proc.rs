@@ -5,13 +5,13 @@ use super::types::Empty;
 use serde::{Deserialize, Serialize};
 
 crate::methods! {
-    receiver "Proc";
+    receiver "Proc", from "gVisor pkg/sentry/control/proc.go";
     /// Executes a process in the root container and blocks until it exits; the result is its wait status.
-    Exec: ExecArgs => u32, fds "in: as containerManager.ExecuteAsync";
+    Exec: ExecArgs => u32, fds "in: as containerManager.ExecuteAsync", errors "as containerManager.ExecuteAsync", blocks "until the process has exited";
     /// Lists the processes of all containers, as a table or as indented JSON text.
     Ps: PsArgs => String;
     /// Sends a signal to any process of the sandbox, by its pid in the root container's pid namespace.
-    SignalProcess: SignalProcessArgs => Empty;
+    SignalProcess: SignalProcessArgs => Empty, errors "`no such process with PID n`";
 }
 
 /// Argument of [`Ps`] (gVisor's `control.PsArgs`).

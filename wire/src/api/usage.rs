@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 crate::methods! {
     receiver "Usage", from "gVisor pkg/sentry/control/usage.go; seed 001";
     /// Memory usage of the whole sandbox by category, in bytes.
-    Collect: MemoryUsageOpts => MemoryUsage, errors "a sandbox without cgroups";
+    Collect: MemoryUsageOpts => MemoryUsage;
     /// Hands out a page of live figures, which is kept up to date for as long as somebody has it open or mapped.
     UsageFD: UsageFdOpts => Empty, fds "out: the page (see `UsagePage`), then the kernel's own file with the memory in use (`memory.current` or `memory.usage_in_bytes`), as text", errors "`unsupported version requested: n`";
-    /// Gives memory back that can be had again: the containers' page cache, and free memory of the loader.
-    Reduce: ReduceOpts => Empty, errors "a kernel that cannot reclaim (v2 before Linux 5.19)", blocks "with `wait` until the kernel has reclaimed what it can";
+    /// Gives memory back that can be had again: the containers' page cache, and free memory of the loader. Refused on
+    /// kernels that cannot reclaim (v2 before Linux 5.19).
+    Reduce: ReduceOpts => Empty, blocks "with `wait` until the kernel has reclaimed what it can";
     /// How long the containers' processes that live now have waited for reads from disks: JSON text
     /// `{"ReadWait":{"/":ns},"ReadWait9P":{"/":0}}`. Needs the kernel's pressure or delay accounting, else it is 0.
     GetFileIoStats: Empty => String;

@@ -806,6 +806,9 @@ pub struct CallArgs {
     /// --socket, those that the live sandbox has
     #[arg(long, conflicts_with_all = ["method", "argument"])]
     pub list: bool,
+    /// With --list and no sandbox: list them as a document for people (docs/API.md)
+    #[arg(long, requires = "list", conflicts_with_all = ["sandbox", "socket"])]
+    pub markdown: bool,
     /// Send this descriptor of the caller with the call (repeatable)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
     pub fd: Vec<i32>,

@@ -20,6 +20,10 @@ pub fn run(global: &Global, args: CallArgs) -> Result<ExitCode> {
         (None, None) => None,
     };
     let Some(mut client) = client else {
+        if args.list && args.markdown {
+            return output::print(&airlock_wire::markdown::document(&api::all_methods()))
+                .map(|()| ExitCode::SUCCESS);
+        }
         if args.list {
             return output::print_json(&api::all_methods()).map(|()| ExitCode::SUCCESS);
         }
