@@ -9,6 +9,7 @@ mod container_manager;
 mod debug;
 mod events;
 mod forward;
+mod fs;
 mod lifecycle;
 mod logging;
 pub mod metrics;
@@ -31,6 +32,7 @@ pub fn handlers(loader: &Arc<Loader>) -> Registry {
     container_manager::register(&mut registry, loader);
     checkpoint::register(&mut registry, loader);
     forward::register(&mut registry, loader);
+    fs::register(&mut registry, loader);
     lifecycle::register(&mut registry, loader);
     proc::register(&mut registry, loader);
     logging::register(&mut registry);

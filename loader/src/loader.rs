@@ -4,6 +4,7 @@
 
 pub mod checkpoint;
 mod exec;
+mod files;
 mod forward;
 mod lifecycle;
 mod parts;
@@ -15,6 +16,7 @@ mod usage;
 mod work;
 
 pub use exec::{ExecRequest, Executed};
+pub use files::Wait;
 pub use forward::Forwarded;
 pub use lifecycle::Prepared;
 pub use parts::ContainerParts;

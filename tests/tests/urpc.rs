@@ -8,6 +8,8 @@ mod checkpoint;
 mod containers;
 #[path = "urpc/forward.rs"]
 mod forward;
+#[path = "urpc/fs.rs"]
+mod fs;
 #[path = "urpc/hostile.rs"]
 mod hostile;
 #[path = "urpc/others.rs"]

@@ -8,11 +8,13 @@
 
 mod events;
 mod forward;
+mod inside;
 mod socket;
 mod top;
 
 pub use events::{Event, Events, Stats};
 pub use forward::{Forwarder, Forwarding, LocalAddress, PortMapping};
+pub use inside::MountRequest;
 pub use socket::connect;
 pub use top::Top;
 

@@ -8,7 +8,7 @@
 
 use crate::api::boot::{BootArgs, BootReply};
 use crate::api::types::{Empty, Json};
-use crate::api::{self, airlock, container_manager as cm, lifecycle, logging, proc, usage};
+use crate::api::{self, airlock, container_manager as cm, fs, lifecycle, logging, proc, usage};
 use crate::binary::{FrameKind, HEADER_LEN, Header};
 use crate::error::Error;
 use crate::method::{Method, Visitor};
@@ -60,6 +60,11 @@ pub fn json(data: &[u8]) {
     check::<String>(data);
     check::<cm::SignalArgs>(data);
     check::<cm::ExecArgs>(data);
+    check::<cm::PortForwardOpts>(data);
+    check::<cm::MountArgs>(data);
+    check::<fs::ReadOpts>(data);
+    check::<fs::MountOpts>(data);
+    check::<fs::UmountOpts>(data);
     check::<Json<cm::EventOut>>(data);
     check::<Vec<cm::Process>>(data);
     check::<Vec<crate::api::procfs::ProcessProcfsDump>>(data);

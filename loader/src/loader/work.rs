@@ -7,7 +7,7 @@ use crate::spawner::Role;
 use crate::worker::{Job, Task};
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Kind, Result};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -30,10 +30,30 @@ impl Loader {
         task: T,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(T::Reply, Vec<OwnedFd>, Working)> {
+        self.work_while(task, fds, &|_| Ok(()))
+    }
+
+    /// [`Loader::work`] for what may take long: `wait` blocks until the descriptor that it gets is readable. When it fails,
+    /// because nobody wants the answer any more, the worker is killed.
+    ///
+    /// # Errors
+    /// As [`Loader::work`]; what `wait` says.
+    pub fn work_while<T: Task>(
+        &self,
+        task: T,
+        fds: &[BorrowedFd<'_>],
+        wait: &dyn Fn(BorrowedFd<'_>) -> Result<()>,
+    ) -> Result<(T::Reply, Vec<OwnedFd>, Working)> {
         let (channel, process) = self.spawn_for(Role::Worker)?;
         let job: Job = task.into();
-        let answered = binary::send(&channel, &job, fds)
-            .and_then(|()| binary::recv::<std::result::Result<T::Reply, Error>>(&channel));
+        let sent = binary::send(&channel, &job, fds);
+        if let Err(e) = wait(channel.as_fd()) {
+            if let Some(process) = &process {
+                let _ = process.signal(libc::SIGKILL);
+            }
+            return Err(e);
+        }
+        let answered = sent.and_then(|()| binary::recv::<std::result::Result<T::Reply, Error>>(&channel));
         match answered {
             Ok((reply, fds)) => Ok((reply?, fds, Working { channel, process })),
             Err(e) if e.kind == Kind::Disconnected => {

@@ -11,12 +11,18 @@
 
 mod connect;
 mod kernel_stacks;
+mod mounts;
 mod procfs_dump;
+mod read;
+pub mod upper;
 mod trace;
 
 pub use connect::{Connector, Dial};
 pub use kernel_stacks::KernelStacks;
+pub use mounts::{Filesystem, Mount, Unmount};
 pub use procfs_dump::{ProcfsDump, ProcfsDumped};
+pub use read::ReadFiles;
+pub use upper::TarUpper;
 pub use trace::{TraceRequest, TraceSession};
 
 use crate::checkpoint::agent::open_procfs;
@@ -84,8 +90,16 @@ pub enum Job {
     Connector(Connector),
     /// See [`KernelStacks`].
     KernelStacks(KernelStacks),
+    /// See [`Mount`].
+    Mount(Mount),
     /// See [`ProcfsDump`].
     ProcfsDump(ProcfsDump),
+    /// See [`ReadFiles`].
+    ReadFiles(ReadFiles),
+    /// See [`TarUpper`].
+    TarUpper(TarUpper),
+    /// See [`Unmount`].
+    Unmount(Unmount),
     /// See [`TraceSession`].
     TraceSession(TraceSession),
 }
@@ -114,6 +128,40 @@ impl From<TraceSession> for Job {
     }
 }
 
+impl From<Mount> for Job {
+    fn from(task: Mount) -> Self {
+        Self::Mount(task)
+    }
+}
+
+impl From<ReadFiles> for Job {
+    fn from(task: ReadFiles) -> Self {
+        Self::ReadFiles(task)
+    }
+}
+
+impl From<TarUpper> for Job {
+    fn from(task: TarUpper) -> Self {
+        Self::TarUpper(task)
+    }
+}
+
+impl From<Unmount> for Job {
+    fn from(task: Unmount) -> Self {
+        Self::Unmount(task)
+    }
+}
+
+/// Takes the descriptors that came with a task.
+///
+/// # Errors
+/// There are more or fewer of them.
+fn exactly<const N: usize>(fds: Vec<OwnedFd>) -> Result<[OwnedFd; N]> {
+    fds.try_into().map_err(|fds: Vec<_>| {
+        Error::invalid_argument(format!("{} descriptors came for a worker that needs {N}", fds.len()))
+    })
+}
+
 /// Entry point of a worker; returns only by ending the process.
 pub fn main(channel: UnixStream) -> ! {
     process::set_name(c"airlock-worker");
@@ -132,7 +180,11 @@ fn serve(channel: UnixStream) -> Result<()> {
     match job {
         Job::Connector(task) => answer(&worker, task, fds),
         Job::KernelStacks(task) => answer(&worker, task, fds),
+        Job::Mount(task) => answer(&worker, task, fds),
         Job::ProcfsDump(task) => answer(&worker, task, fds),
+        Job::ReadFiles(task) => answer(&worker, task, fds),
+        Job::TarUpper(task) => answer(&worker, task, fds),
+        Job::Unmount(task) => answer(&worker, task, fds),
         Job::TraceSession(task) => answer(&worker, task, fds),
     }
 }

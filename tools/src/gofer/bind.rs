@@ -31,6 +31,9 @@ pub(super) struct BasePropagation {
 }
 
 impl BasePropagation {
+    /// Without a spec.
+    pub(super) const SLAVE: Self = Self { propagation: Propagation::Slave, peers: false };
+
     /// From `linux.rootfsPropagation`. A copy of a shared mount is a peer of the original: what the container mounts
     /// below it would appear on the host. So copies are slaves (private if the spec says so) from the start; only
     /// where both the rootfs and an entry ask for `shared` do they stay peers, which is what a Kubernetes volume with
@@ -38,7 +41,7 @@ impl BasePropagation {
     pub(super) fn of(spec: &Spec) -> Result<Self> {
         let word = spec.linux().as_ref().and_then(|l| l.rootfs_propagation().as_deref()).unwrap_or("");
         if word.is_empty() {
-            return Ok(Self { propagation: Propagation::Slave, peers: false });
+            return Ok(Self::SLAVE);
         }
         let (propagation, _) = parse_propagation(word).ok_or_else(|| {
             Error::invalid_argument(format!(

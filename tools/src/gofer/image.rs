@@ -21,12 +21,17 @@ const EROFS_MAGIC: (u64, [u8; 4]) = (1024, [0xe2, 0xe1, 0xf5, 0xe0]);
 
 /// Mounts the erofs image `path` as a root filesystem.
 pub(super) fn root_image(path: &Path) -> Result<OwnedFd> {
-    let mut magic = [0; 4];
-    let file = File::open(path).map_err(missing)?;
-    if file.read_exact_at(&mut magic, EROFS_MAGIC.0).is_err() || magic != EROFS_MAGIC.1 {
+    if !is_erofs(path)? {
         return Err(Error::invalid_argument("is neither a directory nor an erofs image"));
     }
     mount("erofs", path, &MountOptions::default())
+}
+
+/// Whether the file `path` is an erofs image.
+pub(super) fn is_erofs(path: &Path) -> Result<bool> {
+    let mut magic = [0; 4];
+    let file = File::open(path).map_err(missing)?;
+    Ok(file.read_exact_at(&mut magic, EROFS_MAGIC.0).is_ok() && magic == EROFS_MAGIC.1)
 }
 
 /// Mounts file system `name` from `source`, detached: a block device, an image file, or whatever the file system

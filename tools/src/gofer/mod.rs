@@ -13,11 +13,13 @@ mod hints;
 mod host_root;
 mod idmap;
 mod image;
+mod later;
 mod overlay;
 mod private;
 
 pub use hints::{MountHint, PodMountHints, Share};
 pub use host_root::{HostRoot, open_host_root};
+pub use later::open_later;
 pub use overlay::{Medium, Overlay, OverlayConfig};
 
 use crate::podspec::Bundle;

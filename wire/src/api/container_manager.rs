@@ -53,6 +53,8 @@ crate::methods! {
     WaitCheckpoint: Empty => Empty, errors "the checkpoint's", blocks "until the next checkpoint is over";
     /// Waits until the sandbox is restored with all its memory; fails as the restore does.
     WaitRestore: Empty => Empty, errors "`sandbox is not being restored, cannot wait for restore: state=S`; the restore's", blocks "until the restore is over";
+    /// Mounts an erofs image, read-only, at an absolute path of a running container.
+    Mount: MountArgs => Empty, fds "in: the image", errors "`container X is deleted`; `container X isn't started`; `failed to find init process`; `absolute path must be provided for destination`; `unsupported filesystem type: T`; `exactly one image file must be provided`";
     /// Connects a socket to a TCP port inside a container, on 127.0.0.1 or else ::1; returns once that connection is made.
     /// Then bytes go both ways until either end closes.
     PortForward: PortForwardOpts => Empty, fds "in: a connected stream socket, which becomes non-blocking", errors "`stream FD is required for port forward`; `failed to get threadgroup from X: …`; `container X not started`; `creating netstack port forward connection: …`", blocks "until that connection is made, 10 s at most";
@@ -354,6 +356,21 @@ pub struct WaitPidArgs {
     /// The container's ID.
     #[serde(rename = "CID")]
     pub cid: String,
+}
+
+/// Argument of [`Mount`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct MountArgs {
+    /// The container's ID.
+    #[serde(rename = "ContainerID")]
+    pub container_id: String,
+    /// What is mounted, for messages.
+    pub source: String,
+    /// Where: an absolute path in the container.
+    pub destination: String,
+    /// `erofs`.
+    pub fs_type: String,
 }
 
 /// Argument of [`PortForward`].

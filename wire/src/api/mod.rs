@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod container_manager;
 pub mod debug;
 pub mod events;
+pub mod fs;
 pub mod lifecycle;
 pub mod logging;
 pub mod metrics;
@@ -25,6 +26,7 @@ use crate::method::{MethodInfo, Visitor};
 /// Shows every method that this crate declares to `visitor`, receiver by receiver.
 pub fn visit_methods(visitor: &mut impl Visitor) {
     container_manager::visit(visitor);
+    fs::visit(visitor);
     lifecycle::visit(visitor);
     proc::visit(visitor);
     logging::visit(visitor);

@@ -15,6 +15,7 @@ mod save;
 pub use apply::{Applied, apply};
 pub use digest::digest;
 pub use save::{Options, Saved, save};
+pub(crate) use save::{extents, names, xattrs};
 
 use crate::checkpoint::state::Bytes;
 use airlock_wire::error::{Error, Result};
@@ -26,7 +27,7 @@ const ENTRY_MAX: u32 = 64 << 20;
 /// Content is copied in pieces of this size.
 const PIECE: usize = 1 << 20;
 /// Bounds recursion and open descriptors.
-const MAX_DEPTH: u32 = 200;
+pub(crate) const MAX_DEPTH: u32 = 200;
 
 /// A file, as JSON in the stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

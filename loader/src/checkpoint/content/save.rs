@@ -206,7 +206,7 @@ fn show(path: &[u8]) -> String {
 }
 
 /// What is in a directory, sorted.
-pub(super) fn names(dir: BorrowedFd<'_>) -> nix::Result<BTreeSet<Vec<u8>>> {
+pub(crate) fn names(dir: BorrowedFd<'_>) -> nix::Result<BTreeSet<Vec<u8>>> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mut dir = Dir::from_fd(openat(dir, ".", flags, Mode::empty())?)?;
     let mut all = BTreeSet::new();
@@ -220,7 +220,7 @@ pub(super) fn names(dir: BorrowedFd<'_>) -> nix::Result<BTreeSet<Vec<u8>>> {
 }
 
 /// Where a file has content; what is zero all over may be told as well.
-fn extents(file: &File, size: u64) -> Result<Vec<(u64, u64)>> {
+pub(crate) fn extents(file: &File, size: u64) -> Result<Vec<(u64, u64)>> {
     let mut all = Vec::new();
     let mut at = 0i64;
     while (at as u64) < size {
@@ -245,7 +245,7 @@ fn extents(file: &File, size: u64) -> Result<Vec<(u64, u64)>> {
 }
 
 /// Attributes that can be set again. Those by which an overlay runs its layers mean nothing elsewhere.
-fn xattrs(fd: BorrowedFd<'_>, overlay: bool) -> Vec<(Bytes, Bytes)> {
+pub(crate) fn xattrs(fd: BorrowedFd<'_>, overlay: bool) -> Vec<(Bytes, Bytes)> {
     let mut all = Vec::new();
     for name in xattr::list(fd).unwrap_or_default() {
         let bytes = name.to_bytes();

@@ -9,7 +9,7 @@
 mod inside;
 mod measures;
 
-pub use inside::PortForwardArgs;
+pub use inside::{MountArgs, PortForwardArgs, ReadArgs, TarArgs, TarWhat, UmountArgs};
 pub use measures::{
     ExportMetricsArgs, MetricFormat, MetricMetadataArgs, MetricServerArgs, ReadControlArgs, UsageArgs,
     WriteControlArgs,
@@ -128,6 +128,10 @@ pub enum Command {
     Events(EventsArgs),
     Trace(TraceArgs),
     PortForward(PortForwardArgs),
+    Mount(MountArgs),
+    Umount(UmountArgs),
+    Read(ReadArgs),
+    Tar(TarArgs),
     Update(UpdateArgs),
     Spec(SpecArgs),
     Features(FeaturesArgs),
