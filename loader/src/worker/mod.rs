@@ -14,16 +14,16 @@ mod kernel_stacks;
 mod mounts;
 mod procfs_dump;
 mod read;
-pub mod upper;
 mod trace;
+pub mod upper;
 
 pub use connect::{Connector, Dial};
 pub use kernel_stacks::KernelStacks;
 pub use mounts::{Filesystem, Mount, Unmount};
 pub use procfs_dump::{ProcfsDump, ProcfsDumped};
 pub use read::ReadFiles;
-pub use upper::TarUpper;
 pub use trace::{TraceRequest, TraceSession};
+pub use upper::TarUpper;
 
 use crate::checkpoint::agent::open_procfs;
 use crate::procfs::ProcFs;
