@@ -3,7 +3,7 @@
 use crate::running::{tmpfs, undisturbed};
 use crate::{PAUSE, ms, title};
 use airlock_tests::bench::{Goal, Times, score, show};
-use airlock_tests::{State, programs, unique, wait};
+use airlock_tests::{Bundle, State, programs, unique, wait};
 use std::path::Path;
 use std::time::Instant;
 
@@ -63,7 +63,7 @@ fn shmem() -> u64 {
     line.split_ascii_whitespace().next().unwrap().parse().unwrap()
 }
 
-fn start(state: &State, dir: &Path) -> String {
+fn start(state: &State, dir: &Path) -> (String, Bundle) {
     let bundle = programs::host_bundle(&["/usr/bin/python3", "-c", WARMED], undisturbed);
     let (id, output) = (unique("bench-fork"), dir.join("output"));
     let mut run = state.command(["run", "--detach", "--bundle", bundle.text(), &id]);
@@ -72,15 +72,14 @@ fn start(state: &State, dir: &Path) -> String {
     wait::until("python3 is warm", || {
         std::fs::read_to_string(&output).unwrap().contains("ready").then_some(())
     });
-    // Its files are needed as long as there are forks.
-    std::mem::forget(bundle);
-    id
+    (id, bundle)
 }
 
 pub fn fork() {
     title(&format!("fork of a warmed python3: one, and N = {FORKS}"));
     let (state, dir) = (State::new(), tmpfs());
-    let id = start(&state, dir.path());
+    // The bundle is needed as long as there are forks.
+    let (id, _bundle) = start(&state, dir.path());
     let (_, full) = processes_of(&state, &id).into_iter().map(memory_of).max_by_key(|(_, rss)| *rss).unwrap();
     println!("the program has {:.1} MB resident", full as f64 / 1024.0);
     let fork = |name: &str, n: usize| {
