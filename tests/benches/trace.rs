@@ -11,7 +11,7 @@ use airlock_tests::{State, unique, which};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 5;
 /// A thousand programs, and a million reads and writes.
 const WORKLOADS: [(&str, &str); 2] = [
     ("fork and exec", "i=0; while [ $i -lt 1000 ]; do /bin/true; i=$((i+1)); done"),

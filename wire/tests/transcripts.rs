@@ -84,6 +84,9 @@ fn replaying(current: &Current) -> Server {
     on::<cm::Pause>(&mut r, current);
     on::<cm::Resume>(&mut r, current);
     on::<cm::Event>(&mut r, current);
+    on::<cm::CreateTraceSession>(&mut r, current);
+    on::<cm::ListTraceSessions>(&mut r, current);
+    on::<cm::DeleteTraceSession>(&mut r, current);
     on::<cm::ContainerRuntimeState>(&mut r, current);
     on::<lifecycle::Pause>(&mut r, current);
     on::<lifecycle::Resume>(&mut r, current);
@@ -176,6 +179,13 @@ fn our_client_speaks_as_runsc_does() {
                 "containerManager.WaitPID" => check::<cm::WaitPID>(request, reply, true),
                 "containerManager.ContainerRuntimeState" => {
                     check::<cm::ContainerRuntimeState>(request, reply, true)
+                }
+                "containerManager.CreateTraceSession" => {
+                    check::<cm::CreateTraceSession>(request, reply, true)
+                }
+                "containerManager.ListTraceSessions" => check::<cm::ListTraceSessions>(request, reply, false),
+                "containerManager.DeleteTraceSession" => {
+                    check::<cm::DeleteTraceSession>(request, reply, true)
                 }
                 "Logging.Change" => check::<logging::Change>(request, reply, true),
                 "Usage.Collect" => check::<usage::Collect>(request, reply, true),

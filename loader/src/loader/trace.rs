@@ -26,9 +26,14 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 pub(super) struct Live {
     config: SessionConfig,
     working: Working,
-    /// Numbers of the containers.
-    numbers: HashMap<String, u32>,
-    next: u32,
+    numbers: Numbers,
+}
+
+/// Numbers of the containers, by which records name them.
+#[derive(Debug, Default)]
+struct Numbers {
+    by_cid: HashMap<String, u32>,
+    given: u32,
 }
 
 impl Loader {
@@ -44,16 +49,11 @@ impl Loader {
             return Err(Error::invalid_state(format!("session {:?} already exists", config.name)));
         }
         let given = assign(&config, fds.len())?;
-        let mut live = Live {
-            config: SessionConfig::default(),
-            working: Working { channel: std::os::unix::net::UnixStream::pair()?.0, process: None },
-            numbers: HashMap::new(),
-            next: 1,
-        };
+        let mut numbers = Numbers::default();
         let mut v2 = false;
         let mut containers = Vec::new();
         for container in self.containers() {
-            if let Some(known) = live.number(&container)? {
+            if let Some(known) = numbers.give(&container)? {
                 v2 |= container.cgroup()?.leaf_is_v2();
                 containers.push(known);
             }
@@ -65,10 +65,8 @@ impl Loader {
         };
         let task = TraceSession { config: Json(config.clone()), given, containers, v2 };
         let ((), _, working) = self.work(task, &donated)?;
-        live.config = config;
-        live.working = working;
         // A replaced session ends when the new one has begun.
-        if let Some(old) = session.replace(live) {
+        if let Some(old) = session.replace(Live { config, working, numbers }) {
             old.end();
         }
         Ok(())
@@ -122,7 +120,7 @@ impl Loader {
     /// A container has its cgroup: what runs there is to be traced.
     pub(super) fn trace_container(&self, container: &Container) {
         if let Some(live) = lock(&self.session).as_mut() {
-            let told = live.number(container).and_then(|known| match known {
+            let told = live.numbers.give(container).and_then(|known| match known {
                 Some(known) => live.ask(&TraceRequest::Know(known)).map(drop),
                 None => Ok(()),
             });
@@ -133,7 +131,7 @@ impl Loader {
     /// A container's program is about to be executed.
     pub(super) fn trace_start(&self, container: &Container, init: &Process) {
         if let Some(live) = lock(&self.session).as_ref()
-            && let Some(number) = live.numbers.get(&container.cid)
+            && let Some(number) = live.numbers.by_cid.get(&container.cid)
         {
             let start = self.describe_start(container, init, *number);
             report(live.ask(&TraceRequest::Start(start)).map(drop));
@@ -143,7 +141,7 @@ impl Loader {
     /// A container is gone.
     pub(super) fn trace_forget(&self, container: &Container) {
         if let Some(live) = lock(&self.session).as_mut()
-            && let Some(number) = live.numbers.remove(&container.cid)
+            && let Some(number) = live.numbers.by_cid.remove(&container.cid)
         {
             report(live.ask(&TraceRequest::Forget(number)).map(drop));
         }
@@ -167,17 +165,17 @@ impl Loader {
     }
 }
 
-impl Live {
-    /// The container as the session knows it; `None` before it has a process.
-    fn number(&mut self, container: &Container) -> Result<Option<Known>> {
+impl Numbers {
+    /// The container as the session is to know it; `None` before it has a process.
+    fn give(&mut self, container: &Container) -> Result<Option<Known>> {
         if container.spec.get().is_none() {
             return Ok(None);
         }
         let cgroup = container.cgroup().map_err(|e| e.context("trace sessions need cgroups"))?;
-        let next = &mut self.next;
-        let number = *self.numbers.entry(container.cid.clone()).or_insert_with(|| {
-            *next += 1;
-            *next - 1
+        let given = &mut self.given;
+        let number = *self.by_cid.entry(container.cid.clone()).or_insert_with(|| {
+            *given += 1;
+            *given
         });
         Ok(Some(Known {
             number,
@@ -187,7 +185,9 @@ impl Live {
             init: container.init().map(|init| init.pid),
         }))
     }
+}
 
+impl Live {
     /// Asks the worker, and waits for its answer for a while.
     fn ask(&self, request: &TraceRequest) -> Result<Vec<u64>> {
         let channel = &self.working.channel;

@@ -16,6 +16,8 @@ pub mod bpf;
 pub mod calls;
 pub mod config;
 pub mod event;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod message;
 pub mod points;
 pub mod session;

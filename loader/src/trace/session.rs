@@ -16,8 +16,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 const RING: usize = 4 << 20;
 /// Containers of a sandbox that a session knows at a time.
 const MAX_CONTAINERS: u32 = 4096;
-/// Records after which the caller gets a chance to do something else.
-const AT_ONCE: usize = 4096;
+/// Records after which [`Session::tell`] lets the caller do something else.
+pub const AT_ONCE: usize = 4096;
 
 /// A session that runs.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 
 use super::{Done, Task, Worker};
 use crate::trace::message::{Known, Start};
-use crate::trace::session::Session;
+use crate::trace::session::{AT_ONCE, Session};
 use airlock_wire::api::trace::SessionConfig;
 use airlock_wire::api::types::Json;
 use airlock_wire::binary;
@@ -59,6 +59,8 @@ fn serve(worker: &Worker, mut session: Session) -> Result<()> {
     loop {
         let (wait, watched) = match session.tell() {
             0 => (PollTimeout::NONE, 2),
+            // There is more already.
+            AT_ONCE => (PollTimeout::ZERO, 1),
             _ => (PollTimeout::try_from(COLLECT).unwrap_or(PollTimeout::ZERO), 1),
         };
         let mut fds = [
