@@ -44,7 +44,7 @@ other = psql()
 until("it waits", lambda: ask(other, "SELECT count(*) FROM pg_locks WHERE NOT granted;") == "1")
 query = subprocess.Popen(
     [f"{programs}/psql", "-h", "127.0.0.1", "-d", "postgres", "-XqAt", "-c",
-     "SELECT count(pg_sleep(0.001)) FROM generate_series(1, 3000)"],
+     "SELECT count(pg_sleep(0.001)) FROM generate_series(1, 1000)"],
     stdout=subprocess.PIPE, text=True,
 )
 until("a query runs", lambda: ask(other, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND state = 'active' AND pid <> pg_backend_pid();") == "1")
@@ -58,8 +58,10 @@ same("in the snapshot, after another's commit", ask(reader, DIGEST), before)
 ask(reader, "COMMIT; SELECT 1;")
 same("the lock", waiting.stdout.readline(), "locked\n")
 same("after the commits", ask(reader, DIGEST), inside)
-same("the query", query.communicate()[0], "3000\n")
+same("the query", query.communicate()[0], "1000\n")
 run("psql", "-h", "/data", "-d", "postgres", "-c", "VACUUM ANALYZE t", "-c", "CHECKPOINT")
+# A server that ends tells those whose clients are gone, which would be in its log.
+until("four clients are left", lambda: ask(other, "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend';") == "4")
 same("the server's end", server.poll(), None)
 server.send_signal(signal.SIGINT)
 same("how it ends", server.wait(), 0)

@@ -31,6 +31,8 @@ pub fn host_bundle(args: &[&str], edit: impl FnOnce(&mut Value)) -> Bundle {
         config["process"]["env"] = json!([PATH, "HOME=/data", "LC_ALL=C", "PYTHONDONTWRITEBYTECODE=1"]);
         // Some of these programs would bring the machine down if something went wrong with them.
         config["linux"]["resources"]["pids"] = json!({"limit": 1000});
+        // What a sandbox has open is opened by one process at a restore, which may have no more either.
+        config["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 4096}]);
         edit(config);
     });
     // These are folders here, not links.

@@ -37,12 +37,13 @@ impl Way {
 /// # Panics
 /// When it does not compile.
 pub fn compile(name: &str) -> PathBuf {
-    let source = workspace().join("tests/rows").join(format!("{name}.c"));
+    let sources = workspace().join("tests/rows");
+    let (source, shared) = (sources.join(format!("{name}.c")), sources.join("row.h"));
     let dir = workspace().join("target/rows");
     std::fs::create_dir_all(&dir).unwrap();
     let binary = dir.join(name);
     let made = |p: &Path| p.metadata().and_then(|m| m.modified()).ok();
-    if made(&binary).is_some_and(|b| made(&source).is_some_and(|s| b > s)) {
+    if made(&binary) > made(&source).max(made(&shared)) {
         return binary;
     }
     // Tests run at the same time, and in several processes.

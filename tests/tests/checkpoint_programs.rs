@@ -42,14 +42,12 @@ fn redis_under_its_benchmark() {
 }
 
 #[test]
-#[ignore = "long set"]
 fn nginx_with_workers() {
     need_inside!("python3", "nginx");
     revive(&python("nginx", &[]), &Way::ALL);
 }
 
 #[test]
-#[ignore = "long set"]
 fn node_with_timers_and_workers() {
     need_inside!("node");
     revive(&host_bundle(&["/usr/bin/env", "node", "/programs/timers.js"], |_| {}), &Way::ALL);
@@ -72,7 +70,6 @@ fn go_with_many_goroutines() {
 }
 
 #[test]
-#[ignore = "long set"]
 fn rust_with_threads() {
     need_inside!("python3");
     let made = compiled("threads.rs", |source, dir| {
@@ -86,7 +83,6 @@ fn rust_with_threads() {
 }
 
 #[test]
-#[ignore = "long set"]
 fn postgresql_in_a_transaction() {
     need_inside!("python3");
     let Some(folder) = programs::postgresql() else { skip!("needs the program postgres") };
@@ -126,8 +122,8 @@ macro_rules! stress {
 stress! {
     stress_of_memory: "--vm 2 --vm-bytes 64M --vm-method flip --mmap 1 --mmap-bytes 32M --malloc 1 --malloc-bytes 32M --mremap 1 --mremap-bytes 8M --madvise 1",
     stress_of_threads: "--pthread 2 --futex 2 --mutex 1 --switch 2 --cpu 1 --cpu-method crc16",
-    stress_of_descriptors: "--pipe 2 --eventfd 1 --epoll 1 --sock 1 --sock-domain unix --sockpair 1 --timerfd 1 --poll 1",
-    stress_of_processes: "--fork 1 --clone 1 --clone-max 20 --vfork 1 --wait 1 --zombie 1 --zombie-max 20",
+    stress_of_descriptors: "--pipe 2 --eventfd 1 --epoll 1 --sockpair 1 --inotify 1 --timerfd 1 --poll 1",
+    stress_of_processes: "--fork 1 --clone 1 --clone-max 20 --vfork 1 --wait 1 --daemon 1",
     stress_of_signals: "--timer 1 --itimer 1 --sigq 1 --sigsegv 1 --sigfpe 1 --kill 1",
     stress_of_files: "--hdd 1 --hdd-bytes 8M --flock 1 --dentry 1 --fallocate 1 --fallocate-bytes 8M --rename 1",
     stress_of_shared_memory: "--shm 1 --shm-sysv 1 --sem 1 --sem-sysv 1 --msg 1",

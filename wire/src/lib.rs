@@ -36,4 +36,4 @@ pub use error::{Error, Kind, Result};
 pub use method::{Method, MethodInfo};
 pub use registry::{Call, Registry};
 pub use scm::PeerCred;
-pub use server::{Server, ServerOptions};
+pub use server::{Server, ServerOptions, StandBy};

@@ -177,19 +177,13 @@ impl Server {
     /// stops. For processes that count against a limit of tasks which others use up: without such a thread those
     /// connections are closed.
     pub fn stand_by(&self) {
-        let mut overflow = lock(&self.shared.overflow);
-        overflow.threads += 1;
-        while !self.shared.stopping.load(Ordering::SeqCst) {
-            if let Some(open) = overflow.waiting.pop_front() {
-                drop(overflow);
-                open.serve_logged();
-                overflow = lock(&self.shared.overflow);
-            } else {
-                let waited = self.shared.overflowed.wait(overflow);
-                overflow = waited.unwrap_or_else(PoisonError::into_inner);
-            }
-        }
-        overflow.threads -= 1;
+        self.promise_stand_by().serve();
+    }
+
+    /// Says that a thread is about to call [`StandBy::serve`]: connections wait for it from now on.
+    pub fn promise_stand_by(&self) -> StandBy {
+        lock(&self.shared.overflow).threads += 1;
+        StandBy { shared: self.shared.clone() }
     }
 
     /// Stops: new connections and calls are refused, idle connections closed at once; calls in flight may finish within
@@ -231,6 +225,41 @@ impl Server {
     /// Number of connections now.
     pub fn connections(&self) -> usize {
         lock(&self.shared.conns).open.len()
+    }
+}
+
+/// A promise to serve connections for which no thread can be started; see [`Server::stand_by`].
+#[derive(Debug)]
+pub struct StandBy {
+    shared: Arc<Shared>,
+}
+
+impl StandBy {
+    /// Serves them, one after the other, on this thread; returns when the server stops.
+    pub fn serve(self) {
+        let mut overflow = lock(&self.shared.overflow);
+        while !self.shared.stopping.load(Ordering::SeqCst) {
+            if let Some(open) = overflow.waiting.pop_front() {
+                drop(overflow);
+                open.serve_logged();
+                overflow = lock(&self.shared.overflow);
+            } else {
+                let waited = self.shared.overflowed.wait(overflow);
+                overflow = waited.unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}
+
+impl Drop for StandBy {
+    fn drop(&mut self) {
+        let left = {
+            let mut overflow = lock(&self.shared.overflow);
+            overflow.threads -= 1;
+            // Nobody will come for those that wait.
+            if overflow.threads == 0 { std::mem::take(&mut overflow.waiting) } else { VecDeque::new() }
+        };
+        drop(left);
     }
 }
 

@@ -207,14 +207,17 @@ impl Boot {
         }
         drop(self.answering);
         drop(self.late);
-        // A container that fills its pids limit leaves us no threads, and still has to hear of its end.
-        let server = self.server.clone();
-        let spare = std::thread::Builder::new().name("rpc-spare".to_owned()).stack_size(512 << 10);
-        if let Err(e) = spare.spawn(move || server.stand_by()) {
-            log::warn!("no spare thread for connections: {e}");
-        }
         let _ = self.server.serve_blocking(self.socket);
         self.server.stand_by();
+    }
+
+    /// A container that fills its pids limit leaves us no threads, and still has to hear of its end: so before it starts.
+    fn stand_by(&self) {
+        let promise = self.server.promise_stand_by();
+        let spare = std::thread::Builder::new().name("rpc-spare".to_owned()).stack_size(512 << 10);
+        if let Err(e) = spare.spawn(move || promise.serve()) {
+            log::warn!("no spare thread for connections: {e}");
+        }
     }
 
     fn create(&mut self) -> Result<()> {
@@ -231,6 +234,7 @@ impl Boot {
                 .create_trace_session(config, false, fds)
                 .map_err(|e| e.context("creating trace session"))?;
         }
+        self.stand_by();
         if self.autostart {
             self.loader.start(&root)?;
         }

@@ -41,19 +41,22 @@ pub fn with_own_table<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Resul
     })
 }
 
-/// Lets this process have as many descriptors as it may: it holds those of all containers at once.
-pub fn many_descriptors() {
+/// Lets this process have as many descriptors as it may: it holds those of all containers at once. Answers how many.
+pub fn many_descriptors() -> u64 {
     const ENOUGH: u64 = 1 << 20;
-    let Ok((soft, hard)) = task::rlimit(0, libc::RLIMIT_NOFILE) else { return };
+    let Ok((soft, hard)) = task::rlimit(0, libc::RLIMIT_NOFILE) else { return ENOUGH };
     if soft < ENOUGH && task::set_rlimit(0, libc::RLIMIT_NOFILE, (ENOUGH, hard.max(ENOUGH))).is_err() {
         // Without CAP_SYS_RESOURCE.
         let _ = task::set_rlimit(0, libc::RLIMIT_NOFILE, (hard.min(ENOUGH), hard));
     }
+    task::rlimit(0, libc::RLIMIT_NOFILE).map_or(ENOUGH, |(soft, _)| soft)
 }
 
 fn on_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().spawn_scoped(scope, work)?;
+        let thread = std::thread::Builder::new().spawn_scoped(scope, work).map_err(|e| {
+            Error::from(e).context("starting a thread of the agent (is the pids limit reached?)")
+        })?;
         thread.join().unwrap_or_else(|_| Err(Error::failure("a thread of the agent panicked")))
     })
 }

@@ -150,6 +150,8 @@ pub enum Event {
     },
     /// Tasks were told to stop. Frozen ones do once they are thawed; answered with [`Order::Continue`].
     Interrupted,
+    /// All tasks have stopped; answered with [`Order::Continue`].
+    Stopped,
     /// Tasks are about to go on. Those that were frozen have to be frozen again; answered with [`Order::Continue`].
     Detaching,
     /// How far it is.

@@ -7,6 +7,7 @@
 mod conversation;
 mod notice;
 mod restore;
+mod room;
 mod save;
 #[cfg(test)]
 mod tests;

@@ -48,8 +48,9 @@ pub fn collect(ctx: &mut Context, index: usize, vmas: &[RawVma], brk: u64) -> Re
         };
         let file_pages =
             raw.inode != 0 && raw.deleted && matches!(vma.kind, VmaKind::Anonymous) && !zeros(raw);
-        // Pages that nobody has touched are no content; a mapping without any need not be looked through.
-        if save && (raw.rss > 0 || raw.has(b"lo") || swapped(raw) || file_pages) {
+        // Pages that nobody has touched are no content; a mapping without any need not be looked through. Pages of a fixed
+        // huge size are not counted.
+        if save && (raw.rss > 0 || raw.has(b"lo") || raw.has(b"ht") || swapped(raw) || file_pages) {
             extents.push(Extent {
                 start: vma.start,
                 end: vma.end,
@@ -240,20 +241,27 @@ fn mapping(ctx: &mut Context, target: Target, raw: &RawVma, aio: &mut Vec<AioRin
     }
     let zero_device = name == "/dev/zero" && raw.deleted;
     let huge = zeros(raw);
-    if raw.inode == 0 || (huge && !raw.shared) {
+    // The inode of a segment is its id, which may be 0.
+    let segment = name.starts_with("/SYSV") && raw.deleted;
+    if (raw.inode == 0 && !segment) || (huge && !raw.shared) {
         vma.offset = 0;
         return Ok(Some(vma));
     }
     if name == "/[aio]" {
         vma.kind = VmaKind::Aio;
-        aio.push(AioRing { id: raw.start, events: 0 });
+        let leader = ctx.procs.get(target.index).and_then(|p| p.threads.first());
+        match leader.map(|leader| super::aio::ring(leader.mem(), raw.start, raw.end - raw.start)).transpose()
+        {
+            Ok(ring) => aio.extend(ring),
+            Err(e) => refuse(ctx, "asynchronous I/O", e.to_string()),
+        }
         return Ok(Some(vma));
     }
     let object = if zero_device || huge || name.starts_with("[anon_shmem:") {
         Some((ShmemKind::Anonymous, ""))
     } else if let Some(name) = name.strip_prefix(MEMFD).filter(|_| raw.deleted) {
         Some((ShmemKind::Memfd, name))
-    } else if name.starts_with("/SYSV") && raw.deleted {
+    } else if segment {
         Some((ShmemKind::SysV { shmid: raw.inode as i32 }, ""))
     } else {
         None

@@ -4,6 +4,7 @@
 //! then write. What a program may see of all this is the time that went by.
 #![forbid(unsafe_code)]
 
+pub mod aio;
 pub mod context;
 pub mod creds;
 pub mod early;
@@ -124,6 +125,7 @@ fn inspect(link: &Link, ctx: &mut Context, watch: &mut Watch) -> Result<Sockets>
     link.progress("stopping", 0, 0);
     let paused = ctx.order.paused;
     tree::discover(ctx, || if paused { link.ask(&Event::Interrupted) } else { Ok(()) })?;
+    link.ask(&Event::Stopped)?;
     watch.step("stop");
     containers(ctx);
     // Before anything is mapped into them.

@@ -60,6 +60,18 @@ fn of_a_private_file_only_changed_pages_are_found() {
     assert_eq!(scan(&p.memory(), &[all]).unwrap(), []);
 }
 
+/// After 512 regions the kernel begins anew, and may tell where that was instead of where it ended.
+#[test]
+fn many_pages_far_apart_are_found_once() {
+    let Some(mut p) = Program::start() else { return };
+    for count in [511, 512, 513, 1000, 2048, 2500] {
+        let r = p.anon(count * 2);
+        p.run(&format!("put({}, 1, range(0, {}, 2))", r.start, count * 2));
+        let expected: Vec<_> = (0..count).map(|n| (n * 2, 1)).collect();
+        assert_eq!(both(&p, &r), expected);
+    }
+}
+
 #[test]
 fn guards_are_told_apart() {
     let Some(mut p) = Program::start() else { return };

@@ -3,6 +3,7 @@
 //! Three passes, each one table of calls: [`clear`] and [`map`] before the pages come, [`finish`] when they are there.
 #![forbid(unsafe_code)]
 
+use super::{aio, segments};
 use crate::checkpoint::remote::{Arg, Batch, Region, Tracee};
 use crate::checkpoint::state::{MmState, ShmemKind, ShmemState, Vma, VmaKind};
 use airlock_wire::error::{Error, Result};
@@ -122,8 +123,10 @@ pub fn map(
     let mut batch = Batch::new();
     let mut calls = Vec::with_capacity(mm.vmas.len());
     for vma in &mm.vmas {
-        if let Some(call) = map_one(&mut batch, vma, shmems, fds, content)? {
-            calls.push((call, vma));
+        for part in parts(vma) {
+            if let Some(call) = map_one(&mut batch, &part, shmems, fds, content)? {
+                calls.push((call, part));
+            }
         }
         // Before there is content: it decides which pages that gets. Kernels without huge pages know no such advice.
         for advice in vma.advice.iter().filter(|a| is_about_huge_pages(**a)) {
@@ -135,18 +138,38 @@ pub fn map(
     for (call, vma) in calls {
         match ran.result(call) {
             Ok(at) if at == vma.start => {}
-            Ok(at) => return Err(Error::failure(format!("{} was mapped at {at:#x}", describe(vma)))),
-            Err(e) => return Err(Error::from(e).context(format!("mapping {}", describe(vma)))),
+            Ok(at) => return Err(Error::failure(format!("{} was mapped at {at:#x}", describe(&vma)))),
+            Err(e) => return Err(Error::from(e).context(format!("mapping {}", describe(&vma)))),
         }
     }
-    aio(task, region, mm)
+    segments::parts(task, region, mm, shmems, fds)?;
+    aio::contexts(task, region, mm)
+}
+
+/// Pieces in which a mapping is made; the kernel joins them. Where memory may be overcommitted, it still refuses a single
+/// mapping that is larger than all memory, though a heap may have grown to that piece by piece.
+fn parts(vma: &Vma) -> Vec<Vma> {
+    const PIECE: u64 = 1 << 30;
+    const PIECES: u64 = 1024;
+    let len = vma.end.saturating_sub(vma.start);
+    let counted =
+        vma.kind == VmaKind::Anonymous && !vma.noreserve && !vma.grows_down && vma.huge_page_size == 0;
+    if !counted || len <= PIECE {
+        return vec![vma.clone()];
+    }
+    let piece = (len / PIECES).next_multiple_of(PIECE);
+    let part = |n: u64| {
+        let start = vma.start + n * piece;
+        Vma { start, end: vma.end.min(start + piece), ..vma.clone() }
+    };
+    (0..len.div_ceil(piece)).map(part).collect()
 }
 
 fn is_about_huge_pages(advice: i32) -> bool {
     matches!(advice, libc::MADV_HUGEPAGE | libc::MADV_NOHUGEPAGE)
 }
 
-fn describe(vma: &Vma) -> String {
+pub(super) fn describe(vma: &Vma) -> String {
     format!("{:#x}-{:#x} ({:?})", vma.start, vma.end, vma.kind)
 }
 
@@ -178,12 +201,8 @@ fn map_one(
             let object = shmems.get(id as usize).ok_or_else(|| missing(vma))?;
             if let ShmemKind::SysV { .. } = object.kind {
                 let segment = fds.segments.get(&id).ok_or_else(|| missing(vma))?;
-                let readonly = if vma.prot & 2 == 0 { libc::SHM_RDONLY } else { 0 };
-                let flags = readonly | if vma.prot & 4 != 0 { libc::SHM_EXEC } else { 0 };
-                return Ok(Some(batch.call(
-                    libc::SYS_shmat,
-                    [Arg::Value(*segment as u64), Arg::Value(vma.start), Arg::Value(flags as u64)],
-                )));
+                return Ok(segments::whole(vma, object)
+                    .then(|| segments::attach(batch, *segment, vma.start, vma.prot)));
             }
             let fd = fds.shmems.get(&id).ok_or_else(|| missing(vma))?;
             (if vma.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE }, *fd, vma.offset)
@@ -215,37 +234,8 @@ fn map_one(
     )))
 }
 
-fn missing(vma: &Vma) -> Error {
+pub(super) fn missing(vma: &Vma) -> Error {
     Error::failure(format!("nothing was opened for the mapping {}", describe(vma)))
-}
-
-/// Makes the contexts of asynchronous I/O anew and moves their rings to where the program knows them.
-fn aio(task: &mut Tracee, region: &Region, mm: &MmState) -> Result<()> {
-    for ring in &mm.aio {
-        let Some(vma) = mm.vmas.iter().find(|v| v.start == ring.id && v.kind == VmaKind::Aio) else {
-            continue;
-        };
-        let len = vma.end - vma.start;
-        let mut batch = Batch::new();
-        let context = batch.space(8);
-        batch.must(libc::SYS_io_setup, [Arg::Value(u64::from(ring.events)), context]);
-        let ran = batch.run(task, region)?;
-        ran.check().map_err(|e| e.context("making a context of asynchronous I/O"))?;
-        let made = ran.output(context, 8).try_into().map(u64::from_ne_bytes).unwrap_or_default();
-        let mut batch = Batch::new();
-        batch.must(
-            libc::SYS_mremap,
-            [
-                Arg::Value(made),
-                Arg::Value(len),
-                Arg::Value(len),
-                Arg::Value((libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64),
-                Arg::Value(ring.id),
-            ],
-        );
-        batch.run(task, region)?.check().map_err(|e| e.context("moving a ring of asynchronous I/O"))?;
-    }
-    Ok(())
 }
 
 /// When all pages are written: protections, advice, locks, names, guards, and what `/proc` says of the whole. `exe` is

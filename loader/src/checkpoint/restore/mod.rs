@@ -5,6 +5,7 @@
 //! Nothing of a program runs before everything is in place; when something cannot be, all of it is killed.
 #![forbid(unsafe_code)]
 
+mod aio;
 pub mod bounds;
 pub mod context;
 pub mod creds;
@@ -15,6 +16,7 @@ pub mod mm;
 pub mod net;
 pub mod plan;
 pub mod sched;
+mod segments;
 pub mod shmems;
 pub mod source;
 pub mod spaces;

@@ -144,11 +144,13 @@ pub enum ShmemKind {
 }
 
 /// An AIO context.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AioRing {
     /// Context ID: the address of its ring.
     pub id: u64,
-    /// `nr_events` it was made with.
+    /// `nr_events` that makes a ring of this size.
     pub events: u32,
+    /// What nobody has fetched yet: entries of 32 bytes (`struct io_event`), the oldest first.
+    pub unread: Bytes,
 }

@@ -31,6 +31,8 @@ pub(super) trait Turns {
     fn progress(&mut self, progress: Progress);
     /// Tasks were told to stop: frozen ones have to be thawed for it.
     fn interrupted(&mut self) -> Result<()>;
+    /// All tasks have stopped.
+    fn stopped(&mut self);
     /// Tasks are about to go on: those that were frozen have to be frozen.
     fn detaching(&mut self);
     /// Nothing is to track writes any more.
@@ -135,6 +137,10 @@ impl Agent {
                         outcome = Some(Err(e));
                     }
                 },
+                Event::Stopped => {
+                    turns.stopped();
+                    self.order(&Order::Continue, &[])?;
+                }
                 Event::Detaching => {
                     turns.detaching();
                     // After a failure nobody listens any more.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::conversation::Agent;
+use super::room::Room;
 use super::save::names;
 use super::{Kind, Loader, Notice};
 use crate::checkpoint::image::{Metadata, Reader};
@@ -266,6 +267,9 @@ impl Loader {
             })
             .collect::<Result<_>>()?;
         order.in_userns = self.config.in_userns;
+        let containers: Vec<_> = come.iter().map(|(c, _)| c.clone()).collect();
+        let mut room = Room::default();
+        room.make(&containers);
         let agent = self.spawn_agent()?;
         let on_disk = come.iter().flat_map(|(c, _)| layers(c)).filter(|l| l.on_disk).map(|l| l.fd.as_fd());
         let fds: Vec<_> = files.iter().map(AsFd::as_fd).chain(on_disk).collect();

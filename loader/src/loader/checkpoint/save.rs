@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::conversation::{Dumped, Turns};
+use super::room::Room;
 use super::{CHECKPOINTED, Kind, Loader, NAME_ANNOTATION, Work};
 use crate::checkpoint::order::{DumpContainer, DumpOrder, Order, Progress, Report};
 use crate::checkpoint::state::Refusal;
@@ -64,7 +65,9 @@ impl Loader {
         order.tracked = lock(&self.work.tracking).as_ref().map(|(image, _)| *image);
         let dry_run = order.dry_run;
         let ends = !order.resume && !order.pre_dump && !dry_run;
-        let agent = self.spawn_agent()?;
+        let mut room = Room::default();
+        let root = containers.first().cloned().ok_or_else(|| Error::failure("no container runs"))?;
+        let agent = room.for_agent(&root, || self.spawn_agent())?;
         let files = files.iter().filter(|_| !dry_run).map(AsFd::as_fd);
         let layers = containers.iter().flat_map(|c| c.layers.get()).flatten().map(|layer| layer.fd.as_fd());
         let fds: Vec<BorrowedFd<'_>> = files.chain(layers).collect();
@@ -73,6 +76,7 @@ impl Loader {
             pauses: Some(pauses),
             containers: &containers,
             frozen: &frozen,
+            room: &mut room,
             may_end: ends.then_some(may_end),
         };
         let dumped = agent.dump(&Order::Dump(order), &fds, &mut turns);
@@ -187,6 +191,7 @@ struct Standstill<'a> {
     pauses: Option<MutexGuard<'a, u32>>,
     containers: &'a [Arc<Container>],
     frozen: &'a [Arc<Container>],
+    room: &'a mut Room,
     /// Asked before containers are ended; none: they go on anyhow.
     may_end: Option<&'a mut dyn FnMut() -> bool>,
 }
@@ -241,6 +246,10 @@ impl Turns for Standstill<'_> {
                 .map_err(|e| e.context(format!("thawing container {:?}", container.cid)))?;
         }
         Ok(())
+    }
+
+    fn stopped(&mut self) {
+        self.room.make(self.containers);
     }
 
     fn detaching(&mut self) {

@@ -39,6 +39,9 @@ impl Turns for Diary {
         self.seen.push("thaw".to_owned());
         if self.thaw_fails { Err(Error::failure("no thaw")) } else { Ok(()) }
     }
+    fn stopped(&mut self) {
+        self.seen.push("stopped".to_owned());
+    }
     fn detaching(&mut self) {
         self.seen.push("freeze".to_owned());
     }
@@ -66,6 +69,8 @@ fn a_dump_is_talked_through_to_the_agents_end() {
         tell(channel, &Event::Log { level: 9, text: "hello".to_owned() });
         tell(channel, &Event::Interrupted);
         assert!(matches!(hear(channel), Order::Continue));
+        tell(channel, &Event::Stopped);
+        assert!(matches!(hear(channel), Order::Continue));
         tell(channel, &Event::Progress(Progress { phase: "pages".into(), pages: 1, total: 2 }));
         tell(channel, &Event::Detaching);
         assert!(matches!(hear(channel), Order::Continue));
@@ -78,7 +83,7 @@ fn a_dump_is_talked_through_to_the_agents_end() {
     let mut diary = Diary::default();
     let report = Report { pages: 2, ..Report::default() };
     assert_eq!(dump(&agent, &mut diary).unwrap(), Dumped::Saved(report, false));
-    assert_eq!(diary.seen, ["thaw", "pages 1/2", "freeze", "resumed 7", "saved 2 1"]);
+    assert_eq!(diary.seen, ["thaw", "stopped", "pages 1/2", "freeze", "resumed 7", "saved 2 1"]);
     thread.join().unwrap();
 }
 

@@ -28,7 +28,7 @@ use super::context::Context;
 use super::net::Sockets;
 use crate::checkpoint::inside;
 use crate::checkpoint::state::{FileKind, FileState, Id, SandboxState};
-use airlock_wire::error::{Error, Result};
+use airlock_wire::error::{Error, Kind, Result};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -138,7 +138,7 @@ impl Files {
     /// # Errors
     /// What could not be opened, and which process had it.
     pub fn open(ctx: &mut Context, sockets: &Sockets) -> Result<Self> {
-        inside::many_descriptors();
+        check_limit(ctx.state.files.len(), inside::many_descriptors())?;
         let mut files = Self::default();
         for (container, ids) in by_container(ctx) {
             let named = |ctx: &Context, id: Id, e: Error| e.context(name_of(&ctx.state, id));
@@ -209,6 +209,22 @@ impl Files {
         ctx.files.iter_mut().for_each(|f| drop(f.take()));
         Ok(())
     }
+}
+
+/// All open files are held at once before processes get them.
+fn check_limit(files: usize, limit: u64) -> Result<()> {
+    /// For what else is open.
+    const OTHERS: usize = 64;
+    if (files + OTHERS) as u64 <= limit {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Failure,
+        format!(
+            "the image has {files} open files, and the limit here is {limit}: call airlock with a higher hard limit of open \
+             files (ulimit -Hn, RLIMIT_NOFILE)"
+        ),
+    ))
 }
 
 /// Takes note of what was opened for a description.

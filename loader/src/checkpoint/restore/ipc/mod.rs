@@ -71,9 +71,8 @@ pub fn undo(ctx: &mut Context) -> Result<()> {
             });
             let init = ctx.order.containers.iter().find(|c| c.image == set.perm.container).map(|c| c.init);
             let (Some(index), Some(init)) = (index, init) else { continue };
-            // First there must be enough for what is then taken, and afterwards as much as there was.
             let (before, after): (Vec<i16>, Vec<i16>) =
-                change.iter().map(|c| if *c > 0 { (*c, 0) } else { (0, *c) }).unzip();
+                change.iter().zip(&set.values).map(|(c, value)| around_redo(*c, i32::from(*value))).unzip();
             change_values(ctx, init, set.perm.id, &before).map_err(failed)?;
             if let Some(proc) = ctx.procs.get_mut(index).and_then(Option::as_mut) {
                 let (tracee, region) = proc.injector()?;
@@ -83,6 +82,14 @@ pub fn undo(ctx: &mut Context) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Doing again what will be undone by adding `change` to a semaphore subtracts as much from it. What to add before and after
+/// that, so that `value` remains and it is neither negative nor too great meanwhile.
+fn around_redo(change: i16, value: i32) -> (i16, i16) {
+    const SEMVMX: i32 = 32767;
+    let first = value + i32::from(change);
+    if (0..=SEMVMX).contains(&first) { (change, 0) } else { (0, change) }
 }
 
 fn change_values(ctx: &Context, init: i32, id: i32, changes: &[i16]) -> Result<()> {
@@ -280,4 +287,18 @@ fn posix_queue(queue: &PosixQueue) -> Result<()> {
         ipc::mq_send(fd.as_fd(), *priority, data)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::around_redo;
+
+    #[test]
+    fn what_is_done_again_leaves_the_range_at_no_time() {
+        // As a producer and a consumer have it, and at both ends.
+        assert_eq!(around_redo(3, 7), (3, 0));
+        assert_eq!(around_redo(-17200, 32700), (-17200, 0));
+        assert_eq!(around_redo(-5, 2), (0, -5));
+        assert_eq!(around_redo(5, 32767), (0, 5));
+    }
 }
