@@ -13,6 +13,7 @@ mod fs;
 mod lifecycle;
 mod logging;
 pub mod metrics;
+mod network;
 mod proc;
 mod trace;
 mod usage;
@@ -35,7 +36,8 @@ pub fn handlers(loader: &Arc<Loader>) -> Registry {
     fs::register(&mut registry, loader);
     lifecycle::register(&mut registry, loader);
     proc::register(&mut registry, loader);
-    logging::register(&mut registry);
+    logging::register(&mut registry, loader);
+    network::register(&mut registry, loader);
     usage::register(&mut registry, loader);
     metrics::register(&mut registry, loader);
     cgroups::register(&mut registry, loader);

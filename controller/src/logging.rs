@@ -1,21 +1,22 @@
 //! `Logging`: the log of the loader.
 
+use airlock_loader::loader::Loader;
 use airlock_wire::api::logging::{Change, LogLevel};
 use airlock_wire::error::Error;
 use airlock_wire::registry::Registry;
+use std::sync::Arc;
 
-pub(crate) fn register(registry: &mut Registry) {
-    registry.on::<Change>(|_, args| {
+pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
+    let loader = loader.clone();
+    registry.on::<Change>(move |_, args| {
         // Refused before anything is changed, so that a call is carried out whole or not at all.
         if (args.set_strace && args.enable_strace) || args.set_event_strace {
             return Err(Error::unsupported(
                 "error configuring strace: programs run on the host's kernel, not in the loader; trace them with a trace session",
             ));
         }
-        if args.set_log_packets && args.log_packets {
-            return Err(Error::unsupported(
-                "LogPackets: packets pass through the host's kernel, not through the loader",
-            ));
+        if args.set_log_packets && (args.log_packets || loader.has_own_network()) {
+            loader.log_packets(args.log_packets).map_err(|e| e.context("LogPackets"))?;
         }
         if args.set_level {
             log::set_max_level(match args.level {

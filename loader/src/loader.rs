@@ -7,6 +7,7 @@ mod exec;
 mod files;
 mod forward;
 mod lifecycle;
+mod network;
 mod parts;
 mod pause;
 mod processes;
@@ -71,6 +72,8 @@ pub struct LoaderConfig {
     pub self_exe: Option<OwnedFd>,
     /// Mounts that containers share, by the name of the hint.
     pub shared_mounts: Vec<(String, OwnedFd)>,
+    /// The sandbox has a network namespace of its own, or one that its caller names.
+    pub own_network: bool,
 }
 
 /// Processes that the spawner has forked, by their pid in the sandbox.
@@ -88,6 +91,7 @@ pub struct Loader {
     forwards: forward::Forwards,
     usage: usage::Live,
     session: Mutex<Option<trace::Live>>,
+    network: network::Network,
     generation: String,
 }
 
@@ -107,6 +111,7 @@ impl Loader {
             forwards: forward::Forwards::new()?,
             usage: usage::Live::default(),
             session: Mutex::default(),
+            network: network::Network::default(),
             generation: Generation::new()
                 .map_err(|e| Error::from(e).context("making a generation ID"))?
                 .to_string(),

@@ -8,7 +8,7 @@
 
 use crate::api::boot::{BootArgs, BootReply};
 use crate::api::types::{Empty, Json};
-use crate::api::{self, airlock, container_manager as cm, fs, lifecycle, logging, proc, usage};
+use crate::api::{self, airlock, container_manager as cm, fs, lifecycle, logging, network, proc, usage};
 use crate::binary::{FrameKind, HEADER_LEN, Header};
 use crate::error::Error;
 use crate::method::{Method, Visitor};
@@ -73,6 +73,11 @@ pub fn json(data: &[u8]) {
     check::<proc::PsArgs>(data);
     check::<usage::MemoryUsage>(data);
     check::<airlock::ContainerInfo>(data);
+    check::<network::CreateLinksAndRoutesArgs>(data);
+    if let Ok(links) = json::from_slice::<network::CreateLinksAndRoutesArgs>(data) {
+        drop(links.layout(8));
+        drop(links.check_sufficient(8));
+    }
     // A spec's text may come back with other spaces and another order: only reading twice must agree.
     if let Ok(start) = json::from_slice::<cm::StartArgs>(data) {
         drop(start.layout(false, 8));
@@ -108,6 +113,7 @@ pub fn binary(data: &[u8]) {
     check::<Vec<cm::Process>>(data);
     check::<logging::LoggingArgs>(data);
     check::<airlock::PrepareArgs>(data);
+    check::<network::CreateLinksAndRoutesArgs>(data);
     check::<Vec<airlock::ContainerInfo>>(data);
 }
 

@@ -43,6 +43,7 @@ fn type_name(rust: &str) -> String {
         ("BTreeMap", [key, value]) => format!("map[{key}]{value}"),
         ("SpecJson", _) => "object?".to_owned(),
         ("Base64", _) => "base64".to_owned(),
+        ("Ip", _) => "IP address".to_owned(),
         ("LogLevel", _) => "warning|info|debug".to_owned(),
         ("RuntimeState", _) => "int32".to_owned(),
         ("Value", _) => "any".to_owned(),

@@ -38,8 +38,14 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
+/// A descriptor of the log for another process of the sandbox; `None` if there is no log.
+pub(crate) fn file() -> Option<OwnedFd> {
+    let file = LOGGER.get()?.file.as_ref()?;
+    lock(file).try_clone().ok().map(OwnedFd::from)
+}
+
 /// Sends log lines to `log` from `level` on (0 off … 5 trace) and panics to `panic_log` (else to the log).
-pub(super) fn init(log: Option<OwnedFd>, panic_log: Option<OwnedFd>, level: u8, id: &str) {
+pub(crate) fn init(log: Option<OwnedFd>, panic_log: Option<OwnedFd>, level: u8, id: &str) {
     let logger =
         LOGGER.get_or_init(|| Logger { file: log.map(|fd| Mutex::new(File::from(fd))), id: id.to_owned() });
     if log::set_logger(logger).is_ok() {

@@ -3,7 +3,7 @@
 
 mod fdtable;
 mod hold;
-mod logging;
+pub(crate) mod logging;
 mod run;
 mod stage;
 

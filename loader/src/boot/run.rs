@@ -105,7 +105,9 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
     };
     let (procfs, procfs_mount) = open_procfs()?;
     let namespaces = start.spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
-    let in_userns = namespaces.is_some_and(|all| all.iter().any(|n| n.typ() == LinuxNamespaceType::User));
+    let has = |kind| namespaces.is_some_and(|all| all.iter().any(|n| n.typ() == kind));
+    let in_userns = has(LinuxNamespaceType::User);
+    let own_network = has(LinuxNamespaceType::Network);
     let loader = Arc::new(Loader::new(LoaderConfig {
         id: args.id.clone(),
         bundle: args.bundle.clone(),
@@ -115,6 +117,7 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
         spawner: start.spawner,
         self_exe,
         shared_mounts,
+        own_network,
     })?);
     let signals = SignalFd::with_flags(&forwarded_signals(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     backtrace::enable();

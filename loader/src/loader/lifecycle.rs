@@ -152,6 +152,9 @@ impl Loader {
     /// State errors; the exec's own failure, after which the container is stopped.
     pub fn start(&self, container: &Arc<Container>) -> Result<()> {
         let cid = &container.cid;
+        if container.root && container.state() == State::Created {
+            self.create_kept_links()?;
+        }
         let (channel, process) = {
             let mut life = lock(&container.life);
             match (life.state, life.channel.take(), life.init.clone()) {

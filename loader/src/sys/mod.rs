@@ -1,6 +1,7 @@
 //! System calls. The only modules of this crate with unsafe code; everything above speaks `OwnedFd` and `BorrowedFd`.
 
 pub mod backtrace;
+pub mod batch;
 pub mod bpf;
 pub mod files;
 pub mod idmap;
@@ -16,6 +17,7 @@ pub mod ptmx;
 pub mod ptrace;
 pub mod random;
 pub mod seccomp;
+pub mod tap;
 pub mod task;
 pub mod tracing;
 pub mod uffd;

@@ -11,6 +11,7 @@
 
 mod connect;
 mod kernel_stacks;
+pub mod links;
 mod mounts;
 mod procfs_dump;
 mod read;
@@ -19,6 +20,7 @@ pub mod upper;
 
 pub use connect::{Connector, Dial};
 pub use kernel_stacks::KernelStacks;
+pub use links::Links;
 pub use mounts::{Filesystem, Mount, Unmount};
 pub use procfs_dump::{ProcfsDump, ProcfsDumped};
 pub use read::ReadFiles;
@@ -102,6 +104,14 @@ pub enum Job {
     Unmount(Unmount),
     /// See [`TraceSession`].
     TraceSession(TraceSession),
+    /// See [`Links`].
+    Links(Links),
+}
+
+impl From<Links> for Job {
+    fn from(task: Links) -> Self {
+        Self::Links(task)
+    }
 }
 
 impl From<Connector> for Job {
@@ -186,6 +196,7 @@ fn serve(channel: UnixStream) -> Result<()> {
         Job::TarUpper(task) => answer(&worker, task, fds),
         Job::Unmount(task) => answer(&worker, task, fds),
         Job::TraceSession(task) => answer(&worker, task, fds),
+        Job::Links(task) => answer(&worker, task, fds),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `containerManager`: containers and their processes (gVisor's `runsc/boot/controller.go`).
 
 use super::checkpoint::{RestoreOpts, SaveOpts, Savings};
+use super::network::CreateLinksAndRoutesArgs;
 use super::procfs::ProcessProcfsDump;
 use super::trace::{CreateTraceSessionArgs, SessionConfig};
 use super::types::{Empty, GoferMountConf, Json, List, RawJson, SpecJson};
@@ -69,6 +70,11 @@ crate::methods! {
     DeleteTraceSession: String => Empty;
     /// The trace sessions there are, with their sinks and what those did not get; null when there is none.
     ListTraceSessions: Empty => Json<List<SessionConfig>>;
+    /// Keeps what Network.CreateLinksAndRoutes takes, until the root container is started or restored; later it is
+    /// ignored with a warning.
+    SetNetworkArgs: Option<CreateLinksAndRoutesArgs> => Empty, fds "in: as Network.CreateLinksAndRoutes", errors "`cannot set nil networkArgs`; `insufficient FDs provided for link \"L\"`; what Network.CreateLinksAndRoutes says of the number of descriptors";
+    /// The sandbox's interfaces as they were given, empty if none were.
+    GetNetworkConfig: Empty => CreateLinksAndRoutesArgs;
 }
 
 /// State of a container as [`ContainerRuntimeState`] answers it; a number on the wire.

@@ -23,6 +23,11 @@ crate::methods! {
     /// Refused, as runsc's sandboxes do: containers are made with containerManager.CreateSubcontainer and
     /// StartSubcontainer.
     StartContainer: StartContainerArgs => u32, fds "in: one for each of donated_fds", errors "always, at the latest with `mount namespace is nil for X`; before that `FilePayload.Files and DonatedFDs must have same number of elements (a != b)`; `unknown limit \"L\"`; `container id: X already exists`";
+    /// Moves no frames between the sandbox's links and the caller's descriptors any more; those that come are lost. The
+    /// argument is not used.
+    PauseExternalNetworking: ContainerArgs => Empty, errors "the sandbox shares its caller's network namespace";
+    /// Undoes PauseExternalNetworking.
+    ResumeExternalNetworking: ContainerArgs => Empty, errors "as PauseExternalNetworking";
 }
 
 /// Names a container.

@@ -14,6 +14,7 @@ pub mod fs;
 pub mod lifecycle;
 pub mod logging;
 pub mod metrics;
+pub mod network;
 pub mod proc;
 pub mod procfs;
 pub mod state;
@@ -30,6 +31,7 @@ pub fn visit_methods(visitor: &mut impl Visitor) {
     lifecycle::visit(visitor);
     proc::visit(visitor);
     logging::visit(visitor);
+    network::visit(visitor);
     state::visit(visitor);
     usage::visit(visitor);
     metrics::visit(visitor);

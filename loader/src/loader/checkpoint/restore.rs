@@ -93,6 +93,8 @@ impl Loader {
         let root = self.root()?;
         let notice = self.begin_restore(&root, &request)?;
         let begun = read_metadata(&request).and_then(|metadata| {
+            // Connections that are brought back need their addresses.
+            self.create_kept_links()?;
             let names = image_names(&metadata)?;
             let mut collecting = Collecting { request, metadata, names, come: Vec::new() };
             collecting.add(&root)?;

@@ -1,0 +1,209 @@
+//! Network namespaces with real peers in them, and the descriptors that a caller donates for links to them.
+use airlock_loader::sys::{net, tap};
+use airlock_wire::api::network::{
+    CreateLinksAndRoutesArgs, DefaultRoute, FdBasedLink, Ip, IpNet, IpWithPrefix, Neighbor, Route,
+};
+use airlock_wire::api::types::Base64;
+use nix::sched::{CloneFlags, setns};
+use std::fs::File;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Hardware address of the sandbox's end.
+pub const MAC: [u8; 6] = [2, 0, 0, 0, 7, 2];
+/// The sandbox's addresses, and the peer's.
+pub const ADDRESSES: [&str; 2] = ["10.77.0.2", "fd77::2"];
+pub const PEER: [&str; 2] = ["10.77.0.1", "fd77::1"];
+
+/// A network namespace with a name, as `ip netns` makes it; deleted at the end.
+pub struct Netns(pub String);
+
+impl Netns {
+    pub fn new() -> Self {
+        let this = Self(crate::unique("airlock-net").replace("airlock-net-", "al"));
+        run(&["ip", "netns", "add", &this.0]);
+        this.ip("link set lo up");
+        this
+    }
+
+    /// `ip -n <this> <command>`.
+    #[track_caller]
+    pub fn ip(&self, command: &str) {
+        let words: Vec<&str> = ["ip", "-n", &self.0].into_iter().chain(command.split_whitespace()).collect();
+        run(&words);
+    }
+
+    /// A command to be run inside.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0, program]);
+        command
+    }
+
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from("/run/netns").join(&self.0)
+    }
+
+    /// Runs `work` on a thread inside.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(self.path()).unwrap();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            });
+            thread.join().unwrap()
+        })
+    }
+
+    /// A pair of veth devices inside: `peer` with [`PEER`]'s addresses, and `link` without any.
+    pub fn veth(&self) {
+        self.ip("link add peer type veth peer name link");
+        self.address("peer");
+        self.ip("link set dev link up");
+        // Nothing of its own on the end that is the sandbox's.
+        self.ip("addr flush dev link");
+    }
+
+    /// Gives interface `name` the peer's addresses.
+    pub fn address(&self, name: &str) {
+        self.ip(&format!("addr add {}/24 dev {name}", PEER[0]));
+        self.ip(&format!("addr add {}/64 dev {name} nodad", PEER[1]));
+        self.ip(&format!("link set dev {name} up"));
+    }
+
+    /// A packet socket on interface `name`.
+    pub fn packet_socket(&self, name: &str) -> OwnedFd {
+        self.inside(|| {
+            let index = nix::net::if_::if_nametoindex(name).unwrap();
+            let protocol = (libc::ETH_P_ALL as u16).to_be();
+            let socket = net::socket(libc::AF_PACKET, libc::SOCK_RAW, i32::from(protocol)).unwrap();
+            let mut address = (libc::AF_PACKET as u16).to_ne_bytes().to_vec();
+            address.extend(protocol.to_ne_bytes());
+            address.extend(index.to_ne_bytes());
+            address.resize(20, 0);
+            net::bind(socket.as_fd(), &address).unwrap();
+            socket
+        })
+    }
+
+    /// A tap called `name`, with the flags added.
+    pub fn tap(&self, name: &str, flags: u16) -> OwnedFd {
+        self.inside(|| {
+            let tun: OwnedFd = File::options().read(true).write(true).open("/dev/net/tun").unwrap().into();
+            tap::create(tun.as_fd(), name, tap::IFF_TAP | flags).unwrap();
+            tun
+        })
+    }
+
+    /// True if `address` answers a ping within a few seconds.
+    pub fn pings(&self, address: &str) -> bool {
+        let out = self.command("ping").args(["-c", "1", "-W", "5", "-n", address]).output().unwrap();
+        out.status.success()
+    }
+}
+
+impl Default for Netns {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        run(&["ip", "netns", "delete", &self.0]);
+    }
+}
+
+#[track_caller]
+fn run(words: &[&str]) {
+    let out = Command::new(words[0]).args(&words[1..]).output().unwrap();
+    assert!(out.status.success(), "{words:?}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+fn ip(text: &str) -> Ip {
+    Ip(Some(text.parse().unwrap()))
+}
+
+pub fn network(text: &str) -> IpNet {
+    let (address, bits) = text.split_once('/').unwrap();
+    IpNet::new(address.parse::<IpAddr>().unwrap(), bits.parse().unwrap())
+}
+
+/// A link `eth0` with [`ADDRESSES`].
+pub fn link() -> FdBasedLink {
+    FdBasedLink {
+        name: "eth0".to_owned(),
+        mtu: 1500,
+        addresses: vec![
+            IpWithPrefix { address: ip(ADDRESSES[0]), prefix_len: 24 },
+            IpWithPrefix { address: ip(ADDRESSES[1]), prefix_len: 64 },
+        ]
+        .into(),
+        link_address: Base64(MAC.to_vec()),
+        num_channels: 1,
+        ..FdBasedLink::default()
+    }
+}
+
+/// One link, with default gateways.
+pub fn links(link: FdBasedLink) -> CreateLinksAndRoutesArgs {
+    let gateway = |to: &str, via: &str| DefaultRoute {
+        route: Route { destination: network(to), gateway: ip(via), mtu: 0 },
+        name: link.name.clone(),
+    };
+    CreateLinksAndRoutesArgs {
+        default_v4_gateway: gateway("0.0.0.0/0", PEER[0]),
+        default_v6_gateway: gateway("::/0", PEER[1]),
+        fd_based_links: vec![link].into(),
+        ..CreateLinksAndRoutesArgs::default()
+    }
+}
+
+pub fn neighbor(address: &str, mac: [u8; 6]) -> Neighbor {
+    Neighbor { ip: ip(address), hardware_addr: Base64(mac.to_vec()) }
+}
+
+/// All of a file, from its beginning.
+pub fn whole(file: &File) -> Vec<u8> {
+    use std::io::{Read, Seek};
+    let mut file = file.try_clone().unwrap();
+    file.rewind().unwrap();
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+/// The frames of a capture file (pcap(5), little-endian).
+pub fn read_capture(bytes: &mut &[u8]) -> Vec<Vec<u8>> {
+    fn take<'a>(bytes: &mut &'a [u8], n: usize) -> &'a [u8] {
+        let (head, rest) = bytes.split_at(n);
+        *bytes = rest;
+        head
+    }
+    let word = |b: &[u8]| u32::from_le_bytes(b.try_into().unwrap());
+    let header = take(bytes, 24);
+    assert_eq!((word(&header[..4]), word(&header[20..])), (0xa1b2_c3d4, 1));
+    let mut frames = Vec::new();
+    while !bytes.is_empty() {
+        let record = take(bytes, 16);
+        frames.push(take(bytes, word(&record[8..12]) as usize).to_vec());
+        assert!(word(&record[12..]) as usize >= frames.last().unwrap().len());
+    }
+    frames
+}
+
+/// What md5sum(1) says of `bytes`.
+pub fn md5(bytes: &[u8]) -> String {
+    use std::io::Write;
+    let mut child = Command::new("md5sum")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(bytes).unwrap();
+    let out = child.wait_with_output().unwrap();
+    String::from_utf8_lossy(&out.stdout).split_whitespace().next().unwrap().to_owned()
+}
