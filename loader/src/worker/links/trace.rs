@@ -186,7 +186,8 @@ mod tests {
     proptest! {
         #[test]
         fn any_frame_has_a_line(frame: Vec<u8>) {
-            prop_assert!(summary(&frame).ends_with(&format!("len {}", frame.len())));
+            let end = format!("len {}", frame.len());
+            prop_assert!(summary(&frame).ends_with(&end));
         }
     }
 }
