@@ -215,8 +215,24 @@ fn runsc_looks_into_the_sandbox() {
     // What we do not have is refused in words, and nothing comes of it.
     let strace = view.call(&["debug", "-strace", "all", id]).fails();
     assert!(strace.contains("trace session"), "{strace}");
-    assert!(view.call(&["usage", "-fd", id]).fails().contains("unknown method"));
     assert_eq!(ours.state.status(id), "running");
+}
+
+#[test]
+fn runsc_reads_usage_and_control_files() {
+    need!("busybox", "runsc");
+    let ours = Ours::new(&["sleep", "1000"]);
+    let (view, id) = (&ours.view, ours.id.as_str());
+    let usage = parsed(&view.ok(&["usage", "-full", id]));
+    assert!(usage["Total"].as_u64().unwrap() > 0 && usage["Unknown"] == 0, "{usage}");
+    // It maps the page, and takes the second descriptor's blocks for the rest.
+    let page = view.ok(&["usage", "-fd", id]);
+    assert!(page.contains("Mapped") && page.contains("Total"), "{page}");
+    view.ok(&["write-control", id, "pids", "/", "pids.max", "321"]);
+    assert_eq!(view.ok(&["read-control", id, "pids", "/", "pids.max"]).trim(), "321");
+    let refused = view.call(&["read-control", id, "pids", "/../..", "pids.max"]);
+    let told = refused.out.clone() + &refused.err;
+    assert!(told.contains("leads out"), "{told}");
 }
 
 #[test]

@@ -147,6 +147,27 @@ mod tests {
         assert_eq!(size_of::<Shard>(), 128);
     }
 
+    /// Prints what counting a call costs: `cargo test --release -p airlock-wire --lib -- --ignored --nocapture cost`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn cost() {
+        const ROUNDS: u32 = 2_000_000;
+        for threads in [1, 2, 4] {
+            let counter = Counter::default();
+            let begin = Instant::now();
+            std::thread::scope(|scope| {
+                for _ in 0..threads {
+                    scope.spawn(|| (0..ROUNDS).for_each(|_| counter.count(Instant::now(), false)));
+                }
+            });
+            let each = begin.elapsed().as_nanos() / u128::from(ROUNDS);
+            println!(
+                "{threads} threads: {each} ns a call (wall time of a thread), two clock readings included"
+            );
+            assert_eq!(counter.sum().calls(), u64::from(ROUNDS) * threads);
+        }
+    }
+
     #[test]
     fn what_several_threads_count_is_added_up() {
         let calls = Calls::default();
