@@ -79,7 +79,7 @@ fn rust_with_threads() {
     });
     let bundle = python("child", &["/made/program"]);
     show(&bundle, "/made", &made);
-    revive(&bundle, &Way::ALL);
+    revive(&bundle, &[Way::Plain, Way::Background]);
 }
 
 #[test]
