@@ -15,6 +15,7 @@ mod logging;
 pub mod metrics;
 mod network;
 mod proc;
+mod profile;
 mod trace;
 mod usage;
 
@@ -36,6 +37,7 @@ pub fn handlers(loader: &Arc<Loader>) -> Registry {
     fs::register(&mut registry, loader);
     lifecycle::register(&mut registry, loader);
     proc::register(&mut registry, loader);
+    profile::register(&mut registry, loader);
     logging::register(&mut registry, loader);
     network::register(&mut registry, loader);
     usage::register(&mut registry, loader);

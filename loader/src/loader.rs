@@ -70,6 +70,8 @@ pub struct LoaderConfig {
     pub spawner: Arc<Spawner>,
     /// airlock's own binary, for symbols.
     pub self_exe: Option<OwnedFd>,
+    /// This process can be profiled.
+    pub profile: bool,
     /// Mounts that containers share, by the name of the hint.
     pub shared_mounts: Vec<(String, OwnedFd)>,
     /// The sandbox has a network namespace of its own, or one that its caller names.
@@ -133,6 +135,11 @@ impl Loader {
     /// procfs of the sandbox's pid namespace.
     pub fn procfs(&self) -> &ProcFs {
         &self.config.procfs
+    }
+
+    /// True when this process can be profiled.
+    pub fn can_be_profiled(&self) -> bool {
+        self.config.profile
     }
 
     /// airlock's own binary, for symbols.

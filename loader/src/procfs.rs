@@ -80,13 +80,21 @@ impl ProcFs {
     /// # Errors
     /// As [`ProcFs::read`]; `EFBIG` above 1 GiB.
     pub fn read_whole(&self, pid: i32, name: &str) -> Result<Vec<u8>> {
+        self.read_whole_path(&format!("{pid}/{name}"))
+    }
+
+    /// As [`ProcFs::read_whole`], for a file by its path in this procfs.
+    ///
+    /// # Errors
+    /// As [`ProcFs::read_whole`].
+    pub fn read_whole_path(&self, path: &str) -> Result<Vec<u8>> {
         const LIMIT: u64 = 1 << 30;
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        let fd = openat(&self.0, format!("{pid}/{name}").as_str(), flags, Mode::empty())?;
+        let fd = openat(&self.0, path, flags, Mode::empty())?;
         let mut bytes = Vec::new();
         File::from(fd).take(LIMIT + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > LIMIT {
-            return Err(Error::from(nix::errno::Errno::EFBIG).context(format!("reading /proc/{pid}/{name}")));
+            return Err(Error::from(nix::errno::Errno::EFBIG).context(format!("reading /proc/{path}")));
         }
         Ok(bytes)
     }

@@ -38,15 +38,19 @@ impl Symbols {
         Ok(Self { base, functions })
     }
 
-    /// `function + 0xoffset` for an address, or the address itself.
-    pub fn name(&self, address: usize) -> String {
-        let Some(relative) = (address as u64).checked_sub(self.base) else { return format!("{address:#x}") };
+    /// The function that an address lies in, and how far into it.
+    pub fn function(&self, address: usize) -> Option<(String, u64)> {
+        let relative = (address as u64).checked_sub(self.base)?;
         let i = self.functions.partition_point(|(start, _, _)| *start <= relative);
-        match i.checked_sub(1).and_then(|i| self.functions.get(i)) {
-            Some((start, size, name)) if relative < start + size => {
-                format!("{:#} +{:#x}", rustc_demangle::demangle(name), relative - start)
-            }
-            _ => format!("{address:#x}"),
+        let (start, size, name) = self.functions.get(i.checked_sub(1)?)?;
+        (relative < start + size).then(|| (format!("{:#}", rustc_demangle::demangle(name)), relative - start))
+    }
+
+    /// `function +0xoffset` for an address, or the address itself.
+    pub fn name(&self, address: usize) -> String {
+        match self.function(address) {
+            Some((name, offset)) => format!("{name} +{offset:#x}"),
+            None => format!("{address:#x}"),
         }
     }
 }

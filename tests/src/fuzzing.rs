@@ -33,6 +33,7 @@ pub fn boot_seed() -> Vec<u8> {
         exit_file: None,
         log: None,
         log_level: 3,
+        profile: true,
         panic_log: None,
         user_log: None,
         self_exe: None,

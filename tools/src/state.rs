@@ -488,7 +488,7 @@ impl StateDir {
     }
 
     /// What to tell of a failed conversation with a container's sandbox: `error`, or that the container has ended.
-    pub(crate) fn or_ended(&self, state: &State, error: Error) -> Error {
+    pub fn or_ended(&self, state: &State, error: Error) -> Error {
         if self.has_ended(state, &error) { not_running(&state.id) } else { error }
     }
 

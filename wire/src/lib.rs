@@ -22,6 +22,7 @@ pub mod fuzzing;
 pub mod json;
 pub mod markdown;
 pub mod method;
+pub mod observe;
 mod reader;
 pub mod registry;
 pub mod schema;

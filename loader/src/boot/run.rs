@@ -9,7 +9,7 @@ use crate::loader::{ContainerParts, Loader, LoaderConfig};
 use crate::procfs::ProcFs;
 use crate::seccomp::loader_filter;
 use crate::spawner::{Exited, Spawner};
-use crate::sys::{backtrace, mount, process};
+use crate::sys::{backtrace, heap, mount, process, ticks};
 use airlock_wire::api::airlock::Killer;
 use airlock_wire::api::boot::{BootArgs, BootReply};
 use airlock_wire::api::trace::SessionConfig;
@@ -116,11 +116,16 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
         procfs: ProcFs::new(procfs),
         spawner: start.spawner,
         self_exe,
+        profile: args.profile,
         shared_mounts,
         own_network,
     })?);
     let signals = SignalFd::with_flags(&forwarded_signals(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     backtrace::enable();
+    if start.args.profile {
+        heap::enable();
+        ticks::enable();
+    }
     drop_privileges()?;
 
     let grace = Duration::from_millis(start.args.stop_grace_ms);

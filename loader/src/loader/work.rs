@@ -7,6 +7,7 @@ use crate::spawner::Role;
 use crate::worker::{Job, Task};
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Kind, Result};
+use serde::de::DeserializeOwned;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -18,6 +19,28 @@ pub struct Working {
     pub channel: UnixStream,
     /// The worker.
     pub process: Option<Arc<Process>>,
+}
+
+impl Working {
+    /// What a task that went on after its answer says at its end. Blocks until then.
+    ///
+    /// # Errors
+    /// What it says; that the worker ended without a word.
+    pub fn finish<T: DeserializeOwned>(self) -> Result<T> {
+        match binary::recv::<std::result::Result<T, Error>>(&self.channel) {
+            Ok((result, _)) => result,
+            Err(e) => Err(ended_early(self.process, e)),
+        }
+    }
+}
+
+/// How a worker ended that did not answer.
+fn ended_early(process: Option<Arc<Process>>, e: Error) -> Error {
+    if e.kind != Kind::Disconnected {
+        return e;
+    }
+    let how = process.and_then(|p| p.status()).map_or_else(String::new, |s| format!(" (wait status {s:#x})"));
+    Error::failure(format!("the process for this work ended before it answered{how}"))
 }
 
 impl Loader {
@@ -56,13 +79,7 @@ impl Loader {
         let answered = sent.and_then(|()| binary::recv::<std::result::Result<T::Reply, Error>>(&channel));
         match answered {
             Ok((reply, fds)) => Ok((reply?, fds, Working { channel, process })),
-            Err(e) if e.kind == Kind::Disconnected => {
-                let how = process
-                    .and_then(|p| p.status())
-                    .map_or_else(String::new, |s| format!(" (wait status {s:#x})"));
-                Err(Error::failure(format!("the process for this work ended before it answered{how}")))
-            }
-            Err(e) => Err(e),
+            Err(e) => Err(ended_early(process, e)),
         }
     }
 }

@@ -47,6 +47,36 @@ extern "C" fn on_signal(_: libc::c_int) {
     ASKED.store(0, Ordering::Release);
 }
 
+/// A stack on its way into a slice.
+struct Into<'a> {
+    frames: &'a mut [usize],
+    count: usize,
+}
+
+extern "C" fn on_own_frame(context: *mut libc::c_void, into: *mut libc::c_void) -> libc::c_int {
+    const NO_REASON: libc::c_int = 0;
+    const END_OF_STACK: libc::c_int = 5;
+    // SAFETY: `here` passes its own `Into`, which outlives the walk and which nothing else refers to meanwhile.
+    let into = unsafe { &mut *into.cast::<Into<'_>>() };
+    match into.frames.get_mut(into.count) {
+        Some(frame) => {
+            // SAFETY: the unwinder passes a valid context.
+            *frame = unsafe { _Unwind_GetIP(context) };
+            into.count += 1;
+            NO_REASON
+        }
+        None => END_OF_STACK,
+    }
+}
+
+/// Return addresses of the calling thread, innermost (this function) first; how many there are. Allocates nothing.
+pub fn here(frames: &mut [usize]) -> usize {
+    let mut into = Into { frames, count: 0 };
+    // SAFETY: the callback gets the `Into` that it expects.
+    unsafe { _Unwind_Backtrace(on_own_frame, (&raw mut into).cast()) };
+    into.count
+}
+
 /// Lets the calling thread, and those it will make, answer [`of_thread`]. Call once, before other threads exist.
 pub fn enable() {
     // SAFETY: the handler only uses atomics and the unwinder; the structures are initialised before use.

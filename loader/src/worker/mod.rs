@@ -10,22 +10,28 @@
 #![forbid(unsafe_code)]
 
 mod connect;
+mod cpu_profile;
 mod kernel_stacks;
 pub mod links;
 mod mounts;
+mod name_addresses;
 mod procfs_dump;
 mod read;
 mod trace;
 pub mod upper;
+mod user_stacks;
 
 pub use connect::{Connector, Dial};
+pub use cpu_profile::{CpuProfile, Sampled};
 pub use kernel_stacks::KernelStacks;
 pub use links::Links;
 pub use mounts::{Filesystem, Mount, Unmount};
+pub use name_addresses::NameAddresses;
 pub use procfs_dump::{ProcfsDump, ProcfsDumped};
 pub use read::ReadFiles;
 pub use trace::{TraceRequest, TraceSession};
 pub use upper::TarUpper;
+pub use user_stacks::UserStacks;
 
 use crate::checkpoint::agent::open_procfs;
 use crate::procfs::ProcFs;
@@ -85,81 +91,47 @@ pub struct Worker {
     pub procfs: ProcFs,
 }
 
-/// Every task there is.
-#[derive(Debug, Serialize, Deserialize)]
-pub enum Job {
-    /// See [`Connector`].
-    Connector(Connector),
-    /// See [`KernelStacks`].
-    KernelStacks(KernelStacks),
-    /// See [`Mount`].
-    Mount(Mount),
-    /// See [`ProcfsDump`].
-    ProcfsDump(ProcfsDump),
-    /// See [`ReadFiles`].
-    ReadFiles(ReadFiles),
-    /// See [`TarUpper`].
-    TarUpper(TarUpper),
-    /// See [`Unmount`].
-    Unmount(Unmount),
-    /// See [`TraceSession`].
-    TraceSession(TraceSession),
-    /// See [`Links`].
-    Links(Links),
+/// Makes [`Job`] of the tasks there are.
+macro_rules! jobs {
+    ($($task:ident),+ $(,)?) => {
+        /// Every task there is.
+        #[derive(Debug, Serialize, Deserialize)]
+        pub enum Job {
+            $(
+                #[doc = concat!("See [`", stringify!($task), "`].")]
+                $task($task),
+            )+
+        }
+
+        $(impl From<$task> for Job {
+            fn from(task: $task) -> Self {
+                Self::$task(task)
+            }
+        })+
+
+        impl Job {
+            fn answer(self, worker: &Worker, fds: Vec<OwnedFd>) -> Result<()> {
+                match self {
+                    $(Self::$task(task) => answer(worker, task, fds),)+
+                }
+            }
+        }
+    };
 }
 
-impl From<Links> for Job {
-    fn from(task: Links) -> Self {
-        Self::Links(task)
-    }
-}
-
-impl From<Connector> for Job {
-    fn from(task: Connector) -> Self {
-        Self::Connector(task)
-    }
-}
-
-impl From<KernelStacks> for Job {
-    fn from(task: KernelStacks) -> Self {
-        Self::KernelStacks(task)
-    }
-}
-
-impl From<ProcfsDump> for Job {
-    fn from(task: ProcfsDump) -> Self {
-        Self::ProcfsDump(task)
-    }
-}
-
-impl From<TraceSession> for Job {
-    fn from(task: TraceSession) -> Self {
-        Self::TraceSession(task)
-    }
-}
-
-impl From<Mount> for Job {
-    fn from(task: Mount) -> Self {
-        Self::Mount(task)
-    }
-}
-
-impl From<ReadFiles> for Job {
-    fn from(task: ReadFiles) -> Self {
-        Self::ReadFiles(task)
-    }
-}
-
-impl From<TarUpper> for Job {
-    fn from(task: TarUpper) -> Self {
-        Self::TarUpper(task)
-    }
-}
-
-impl From<Unmount> for Job {
-    fn from(task: Unmount) -> Self {
-        Self::Unmount(task)
-    }
+jobs! {
+    Connector,
+    CpuProfile,
+    KernelStacks,
+    Links,
+    Mount,
+    NameAddresses,
+    ProcfsDump,
+    ReadFiles,
+    TarUpper,
+    TraceSession,
+    Unmount,
+    UserStacks,
 }
 
 /// Takes the descriptors that came with a task.
@@ -187,17 +159,7 @@ fn serve(channel: UnixStream) -> Result<()> {
         Ok(root) => Worker { channel, procfs: ProcFs::new(root) },
         Err(e) => return binary::send(&channel, &Err::<(), Error>(e.context("a worker's procfs")), &[]),
     };
-    match job {
-        Job::Connector(task) => answer(&worker, task, fds),
-        Job::KernelStacks(task) => answer(&worker, task, fds),
-        Job::Mount(task) => answer(&worker, task, fds),
-        Job::ProcfsDump(task) => answer(&worker, task, fds),
-        Job::ReadFiles(task) => answer(&worker, task, fds),
-        Job::TarUpper(task) => answer(&worker, task, fds),
-        Job::Unmount(task) => answer(&worker, task, fds),
-        Job::TraceSession(task) => answer(&worker, task, fds),
-        Job::Links(task) => answer(&worker, task, fds),
-    }
+    job.answer(&worker, fds)
 }
 
 fn answer<T: Task>(worker: &Worker, task: T, fds: Vec<OwnedFd>) -> Result<()> {

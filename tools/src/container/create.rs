@@ -98,6 +98,7 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
         exit_file: Some(fds.push(dir.make_exit_file(id)?)),
         log: options.log.take().map(|fd| fds.push(fd)),
         log_level: options.log_level,
+        profile: options.profile,
         panic_log: options.panic_log.take().map(|fd| fds.push(fd)),
         user_log: options.user_log.take().map(|fd| fds.push(fd)),
         self_exe: Some(fds.push(binary)),

@@ -94,6 +94,8 @@ pub struct CreateOptions {
     pub log: Option<OwnedFd>,
     /// Its level: 0 off, 1 error … 5 trace.
     pub log_level: u8,
+    /// The sandbox process can be profiled.
+    pub profile: bool,
     /// Panics of the sandbox go there.
     pub panic_log: Option<OwnedFd>,
     /// Messages for the container's owner go there.

@@ -2,6 +2,7 @@
 
 use super::boot::ContainerFds;
 use super::checkpoint::{CheckpointArgs, Progress, Report, RestoreArgs};
+use super::profile::{ContainerProfileArgs, Sampled};
 use super::types::{Empty, GoferMountConf, Json, SpecJson};
 use crate::method::MethodInfo;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,8 @@ crate::methods! {
     PauseContainer: ContainerId => Empty, errors "`container \"X\" not found`; the container does not run, or is paused; a process does not stop in time", blocks "until no process runs, 5 s at most";
     /// Thaws one container (OCI `resume`).
     ResumeContainer: ContainerId => Empty, errors "`container \"X\" not found`; the container is not paused";
+    /// Where the processes of a container, and those that they make meanwhile, spend processor time, in the kernel too.
+    ProfileContainer: ContainerProfileArgs => Sampled, fds "in: the file for a gzipped pprof profile, and if wanted one for a flame graph (SVG)", errors "`container \"X\" not found`, `container \"X\" not started`; no file came; the kernel does not let samples be taken; a file cannot be written", blocks "for `duration`";
     /// Saves all containers of the sandbox, or finds out what could not be saved; containerManager.Checkpoint with
     /// airlock's own options and a report.
     Checkpoint: CheckpointArgs => Report, fds "in: as containerManager.Checkpoint; with `parent` the parent's statefile, pages' metadata and pages; with `commit` a stream socket", errors "as containerManager.Checkpoint; with `parent`, an image that does not fit", blocks "until the image is written";

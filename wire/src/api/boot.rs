@@ -140,6 +140,8 @@ pub struct BootArgs {
     pub log: Option<Fd>,
     /// Log level: 0 off, 1 error … 5 trace.
     pub log_level: u8,
+    /// The loader can be profiled (`Profile.*`), and remembers its allocations for that.
+    pub profile: bool,
     /// Panics of the loader are written there.
     pub panic_log: Option<Fd>,
     /// User log (what the container's runtime tells its owner).

@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod network;
 pub mod proc;
 pub mod procfs;
+pub mod profile;
 pub mod state;
 pub mod trace;
 pub mod types;
@@ -30,6 +31,7 @@ pub fn visit_methods(visitor: &mut impl Visitor) {
     fs::visit(visitor);
     lifecycle::visit(visitor);
     proc::visit(visitor);
+    profile::visit(visitor);
     logging::visit(visitor);
     network::visit(visitor);
     state::visit(visitor);

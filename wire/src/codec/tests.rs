@@ -189,7 +189,7 @@ proptest! {
         let args = BootArgs {
             id: id.clone(), spec, bundle: id.clone(), fds, gofer_mount_confs: confs,
             shared_mounts: listener.map(|n| (id.clone(), Fd(n))).into_iter().collect(), trace: None, listener: listener.map(Fd), exit_file: None,
-            log: listener.map(Fd), log_level, panic_log: None, user_log: None, self_exe: None, host_pid, autostart, hold, to_restore,
+            log: listener.map(Fd), log_level, profile: true, panic_log: None, user_log: None, self_exe: None, host_pid, autostart, hold, to_restore,
             allowed_uids: uids, stop_grace_ms,
         };
         prop_assert_eq!(&decode::<BootArgs>(&bytes(&args)).unwrap(), &args);

@@ -6,6 +6,7 @@ use crate::client::Dialect;
 use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::json;
+use crate::observe;
 use crate::reader::{Message, Reader, Shape};
 use crate::registry::{Call, Dependents};
 use crate::scm::{self, PeerCred};
@@ -190,6 +191,7 @@ fn run_binary(
 
 /// Runs a handler; a panic becomes an error.
 fn guarded(method: &str, handler: impl FnOnce() -> Result<()>) -> Result<()> {
+    let handler = || observe::call(method, handler);
     let result = catch_unwind(AssertUnwindSafe(handler)).unwrap_or_else(|panic| {
         let why = panic
             .downcast_ref::<&str>()

@@ -200,7 +200,7 @@ fn errors_keep_the_connection_and_close_descriptors() {
         assert!(e.message.contains("index 0 is named twice"), "{e}");
         let e = client.call::<Greedy>(&Empty {}, &[]).unwrap_err();
         assert!(e.message.contains("no descriptor with index 0: 0 came"), "{e}");
-        let e = client.call::<crate::api::debug::Stacks>(&Empty {}, &borrow(&given)).unwrap_err();
+        let e = client.call::<crate::api::debug::Stacks>(&Default::default(), &borrow(&given)).unwrap_err();
         assert_eq!((e.kind, e.message.as_str()), (Kind::UnknownMethod, "unknown method"));
         assert_eq!(client.call::<Echo>(&"still there".into(), &[]).unwrap().value, "still there");
         drop(client);

@@ -223,6 +223,10 @@ fn push(
     }
     let value = match value {
         Some(value) => value,
+        None if arg.is_require_equals_set() => {
+            out.push(OsString::from(format!("--{name}")));
+            return Ok(());
+        }
         None => words
             .next()
             .ok_or_else(|| Error::invalid_argument(format!("--{name} needs a value: --{name}=…")))?

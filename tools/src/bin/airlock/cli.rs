@@ -7,9 +7,11 @@
 #![forbid(unsafe_code)]
 
 mod inside;
+mod looking;
 mod measures;
 
 pub use inside::{MountArgs, PortForwardArgs, ReadArgs, TarArgs, TarWhat, UmountArgs};
+pub use looking::{DebugArgs, StacksOf, TopArgs};
 pub use measures::{
     ExportMetricsArgs, MetricFormat, MetricMetadataArgs, MetricServerArgs, ReadControlArgs, UsageArgs,
     WriteControlArgs,
@@ -72,6 +74,9 @@ pub struct GlobalArgs {
     /// %COMMAND% and %ID% are filled in
     #[arg(long, value_name = "PATTERN")]
     pub debug_log: Option<String>,
+    /// Let the new sandbox be profiled (Profile.*, 'debug --profile-…'): it remembers its allocations then
+    #[arg(long)]
+    pub profile: bool,
     /// Name cgroups as systemd does: cgroupsPath is then 'slice:prefix:name'
     #[arg(long)]
     pub systemd_cgroup: bool,
@@ -132,6 +137,8 @@ pub enum Command {
     Umount(UmountArgs),
     Read(ReadArgs),
     Tar(TarArgs),
+    Debug(DebugArgs),
+    Top(TopArgs),
     Update(UpdateArgs),
     Spec(SpecArgs),
     Features(FeaturesArgs),

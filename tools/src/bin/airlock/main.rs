@@ -12,6 +12,10 @@ mod output;
 mod progress;
 mod values;
 
+/// The system's, and in sandboxes that are to be profiled one that remembers.
+#[global_allocator]
+static HEAP: airlock_loader::sys::heap::Allocator = airlock_loader::sys::heap::Allocator;
+
 use airlock_wire::error::{Error, Result};
 use argv::Tail;
 use clap::{Args, CommandFactory, FromArgMatches};
@@ -139,6 +143,8 @@ fn dispatch(
         "fork" => command!("fork", fork, ForkArgs, Tail::None),
         "events" => command!("events", events, EventsArgs, Tail::None),
         "trace" => command!("trace", trace, TraceArgs, Tail::None),
+        "top" => command!("top", top, TopArgs, Tail::None),
+        "debug" => command!("debug", debug, DebugArgs, Tail::None),
         "update" => command!("update", update, UpdateArgs, Tail::None),
         "spec" => command!("spec", spec, SpecArgs, Tail::After(0)),
         "features" => command!("features", features, FeaturesArgs, Tail::None),

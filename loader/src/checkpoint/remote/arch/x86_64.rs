@@ -236,6 +236,11 @@ impl Regs {
         self.rsp
     }
 
+    /// Frame pointer, in programs that have one.
+    pub fn frame_pointer(&self) -> u64 {
+        self.rbp
+    }
+
     /// What a call just returned.
     pub fn returned(&self) -> u64 {
         self.rax

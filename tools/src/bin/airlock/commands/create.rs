@@ -71,6 +71,7 @@ pub fn options(global: &Global, args: &ContainerArgs) -> Result<CreateOptions> {
         exec: passed::program(args.exec_fd)?,
         log_level: if log.is_some() { DEBUG } else { 0 },
         log: log.map(Into::into),
+        profile: global.args.profile,
         panic_log: global.open_panic_log(&args.id)?.map(Into::into),
         user_log: user_log.map(Into::into),
         systemd_cgroup: global.args.systemd_cgroup,

@@ -49,6 +49,7 @@ pub fn run(global: &Global, args: DoArgs) -> Result<ExitCode> {
         mounts: Some(mounts),
         log_level: if log.is_some() { DEBUG } else { 0 },
         log: log.map(Into::into),
+        profile: global.args.profile,
         panic_log: global.open_panic_log(&id)?.map(Into::into),
         systemd_cgroup: global.args.systemd_cgroup,
         sandbox: this_program(),

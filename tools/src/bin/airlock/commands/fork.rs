@@ -35,6 +35,7 @@ pub fn run(global: &Global, args: ForkArgs) -> Result<ExitCode> {
             pid_file: args.pid_file.clone(),
             log_level: if log.is_some() { DEBUG } else { 0 },
             log: log.map(Into::into),
+            profile: global.args.profile,
             panic_log: global.open_panic_log(id)?.map(Into::into),
             sandbox: this_program(),
             ..CreateOptions::default()
