@@ -38,7 +38,7 @@ pub struct DebugArgs {
     /// Log level of the sandbox: warning (0), info (1) or debug (2)
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
-    /// Log packets: 'true' is refused, packets do not pass through the sandbox process
+    /// Log packets, of a sandbox whose network airlock carries
     #[arg(long, value_name = "BOOL")]
     pub log_packets: Option<bool>,
     /// Log system calls of the containers: names with commas between, 'all' or 'off'
