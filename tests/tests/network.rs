@@ -453,3 +453,35 @@ fn nothing_is_left_of_a_sandbox_with_links() {
     theirs.read_to_end(&mut rest).unwrap();
     assert!(!peer.pings(ADDRESSES[0]));
 }
+
+#[test]
+fn the_command_line_chooses_the_network() {
+    need!("busybox", "ip");
+    // As CNI leaves it: a pair of devices, one end of it in a namespace with a name, with addresses.
+    let cni = Netns::new();
+    cni.veth();
+    let run = |global: &[&str], options: &[&str], namespaces: Value| {
+        let (state, id) = (State::new(), unique("network"));
+        let bundle = Bundle::with(&["sh", "-c", "readlink /proc/self/ns/net; ip addr"], |config| {
+            let all = config["linux"]["namespaces"].as_array_mut().unwrap();
+            all.retain(|n| n["type"] != "network");
+            all.extend(namespaces.as_array().unwrap().iter().cloned());
+            config["mounts"].as_array_mut().unwrap().retain(|m| m["destination"] != "/sys");
+        });
+        state.ok([global, &["run", "-b", bundle.text()], options, &[&id]].concat())
+    };
+    let own = std::fs::read_link("/proc/self/ns/net").unwrap().to_str().unwrap().to_owned();
+    let (new, absent) = (json!([{"type": "network"}]), json!([]));
+    let joined = json!([{"type": "network", "path": cni.path()}]);
+    let has_cni = |out: &str| out.contains("inet 10.77.0.1/24") && out.contains("inet6 fd77::1/64");
+    let lo_only = |out: &str| !out.contains(&own) && out.contains("127.0.0.1/8") && !out.contains("\n2:");
+
+    assert!(has_cni(&run(&[], &[], joined.clone())));
+    assert!(has_cni(&run(&["--network=sandbox"], &[], joined.clone())));
+    assert!(has_cni(&run(&[], &["--network", "host"], joined.clone())));
+    assert!(lo_only(&run(&["--network", "none"], &[], joined.clone())));
+    assert!(lo_only(&run(&["--network=host"], &["--network=sandbox"], absent.clone())));
+    assert!(run(&[], &[], absent.clone()).contains(&own));
+    assert!(run(&["-network=host"], &[], new.clone()).contains(&own));
+    assert!(lo_only(&run(&[], &[], new)));
+}

@@ -20,6 +20,17 @@ use std::path::{Path, PathBuf};
 /// A `config.json` larger than this is refused, in bytes.
 const MAX_CONFIG: u64 = 16 << 20;
 
+/// A network that a command line asks for (runsc's `--network`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// The namespace that the configuration names by path, else a new one.
+    Sandbox,
+    /// The namespace that the configuration names by path, else the caller's.
+    Host,
+    /// A new namespace, with a loopback interface only.
+    None,
+}
+
 /// A bundle: its directory and its configuration.
 #[derive(Debug, Clone)]
 pub struct Bundle {
@@ -53,6 +64,31 @@ impl Bundle {
         })?;
         let rootfs = spec.root().as_ref().map(|root| path.join(root.path())).unwrap_or_default();
         Ok(Self { path, text, spec, rootfs })
+    }
+
+    /// The bundle with the network that a command line asks for.
+    ///
+    /// # Errors
+    /// The configuration is none any more, which does not happen.
+    pub fn with_network(self, network: Option<Network>) -> Result<Self> {
+        let Some(network) = network else { return Ok(self) };
+        let bad = |e: serde_json::Error| Error::failure(format!("change the configuration's network: {e}"));
+        // As a tree, so that nothing is lost that our types do not know.
+        let mut config: serde_json::Value = serde_json::from_str(&self.text).map_err(bad)?;
+        let pointer = config.pointer_mut("/linux/namespaces").and_then(serde_json::Value::as_array_mut);
+        // Without a list a configuration has no mount namespace, and is refused later.
+        let Some(namespaces) = pointer else { return Ok(self) };
+        let is_network = |n: &serde_json::Value| n["type"] == "network";
+        let by_path = |n: &serde_json::Value| n["path"].as_str().is_some_and(|path| !path.is_empty());
+        match network {
+            Network::None => namespaces.retain(|n| !is_network(n)),
+            Network::Host => namespaces.retain(|n| !is_network(n) || by_path(n)),
+            Network::Sandbox => {}
+        }
+        if network != Network::Host && !namespaces.iter().any(is_network) {
+            namespaces.push(serde_json::json!({"type": "network"}));
+        }
+        Self::from_text(self.path, serde_json::to_string(&config).map_err(bad)?)
     }
 
     /// True if the container's process wants a terminal.

@@ -83,6 +83,9 @@ pub struct GlobalArgs {
     /// The sandbox writes its last words there when it crashes; patterns as in --debug-log
     #[arg(long, value_name = "PATTERN")]
     pub panic_log: Option<String>,
+    /// Network of new sandboxes, instead of what their configuration says; see 'run --help'
+    #[arg(long, value_name = "NETWORK", value_enum)]
+    pub network: Option<ContainerNetwork>,
     /// Run without root: only 'false' and 'auto' so far
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
     pub rootless: Rootless,
@@ -233,9 +236,33 @@ pub struct ContainerArgs {
     /// 'memory', 'self' or 'dir=PATH'; 'none' for no layer
     #[arg(long, value_name = "MOUNT:MEDIUM")]
     pub overlay2: Option<String>,
+    /// Network, instead of what the configuration says [default: exactly that]
+    #[arg(long, value_name = "NETWORK", value_enum)]
+    pub network: Option<ContainerNetwork>,
     /// Name of the new container: letters, digits and '_', '+', '-', '.'
     #[arg(value_name = "ID")]
     pub id: String,
+}
+
+/// Network of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ContainerNetwork {
+    /// The namespace that the configuration names by path, else a new one
+    Sandbox,
+    /// The namespace that the configuration names by path, else the caller's
+    Host,
+    /// A new namespace with a loopback device only
+    None,
+}
+
+impl From<ContainerNetwork> for airlock::podspec::Network {
+    fn from(network: ContainerNetwork) -> Self {
+        match network {
+            ContainerNetwork::Sandbox => Self::Sandbox,
+            ContainerNetwork::Host => Self::Host,
+            ContainerNetwork::None => Self::None,
+        }
+    }
 }
 
 /// Create a container; 'start' then runs its program

@@ -1,3 +1,4 @@
+#![allow(clippy::cloned_ref_to_slice_refs)]
 use super::*;
 use proptest::prelude::*;
 

@@ -22,10 +22,15 @@ const DEBUG: u8 = 4;
 /// Creates the container and leaves it waiting for `start`.
 pub fn run(global: &Global, args: CreateArgs) -> Result<ExitCode> {
     let dir = StateDir::open(&global.root)?;
-    let bundle = Bundle::load(&args.container.bundle)?;
+    let bundle = bundle(global, &args.container)?;
     let options = CreateOptions { restore: args.image.options(), ..options(global, &args.container)? };
     container::create(&dir, &args.container.id, &bundle, options)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The bundle, with the network that the command line asks for.
+pub fn bundle(global: &Global, args: &ContainerArgs) -> Result<Bundle> {
+    Bundle::load(&args.bundle)?.with_network(args.network.or(global.args.network).map(Into::into))
 }
 
 impl ImageArgs {

@@ -2,12 +2,11 @@
 
 #![forbid(unsafe_code)]
 
-use super::create::options;
+use super::create::{bundle, options};
 use crate::cli::{ContainerArgs, RunArgs};
 use crate::global::Global;
 use airlock::console::SignalBlock;
 use airlock::container::{self, CreateOptions};
-use airlock::podspec::Bundle;
 use airlock::state::{StateDir, exit_code};
 use airlock_wire::error::Result;
 use std::process::ExitCode;
@@ -35,7 +34,7 @@ pub fn run_to_end(
     fate: Fate,
 ) -> Result<ExitCode> {
     let dir = StateDir::open(&global.root)?;
-    let bundle = Bundle::load(&args.bundle)?;
+    let bundle = bundle(global, args)?;
     let options = CreateOptions { autostart: true, attached: !fate.detach, ..options };
     if fate.detach {
         container::run_detached(&dir, &args.id, &bundle, options)?;
