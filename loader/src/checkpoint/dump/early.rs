@@ -20,6 +20,9 @@ const LARGE: u64 = 64 << 20;
 /// Flags that a clone does not have from its parent: locks, watched faults; and the kernel's own `sd`.
 const OWN: [&[u8; 2]; 6] = [b"lo", b"lf", b"um", b"uw", b"ui", b"sd"];
 
+/// Flags that say what a program advises, and nothing about what its memory is.
+const ADVICE: [&[u8; 2]; 6] = [b"rr", b"sr", b"mg", b"hg", b"nh", b"dd"];
+
 /// What was read, by pid.
 #[derive(Debug, Default)]
 pub struct Early(BTreeMap<i32, String>);
@@ -75,54 +78,80 @@ fn heads(smaps: &str) -> impl Iterator<Item = &str> {
     smaps.lines().filter(|l| !l.as_bytes().first().is_some_and(u8::is_ascii_uppercase))
 }
 
+/// Advice about the mapping at an address that is not what it was at the early look: all there is now.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// Index of the address space among those that were given.
+    pub space: usize,
+    /// First address of the mapping.
+    pub start: u64,
+    /// As [`super::mm::advice`] has it.
+    pub advice: Vec<i32>,
+}
+
 /// [`confirm`] for processes and what was seen of each, on a thread of its own while `work` is done.
 ///
 /// # Errors
 /// As [`confirm`], and as `work`.
-pub fn confirm_while<T>(
+pub fn confirm_while(
     procfs: &ProcFs,
-    early: Vec<(i32, &[RawVma])>,
-    work: impl FnOnce() -> Result<T>,
-) -> Result<T> {
-    let all = || early.iter().try_for_each(|(pid, vmas)| confirm(procfs, *pid, vmas));
+    early: &[(i32, &[RawVma])],
+    work: impl FnOnce() -> Result<()>,
+) -> Result<Vec<Changed>> {
+    let all = || -> Result<Vec<Changed>> {
+        let mut changed = Vec::new();
+        for (space, (pid, vmas)) in early.iter().enumerate() {
+            let found = confirm(procfs, *pid, vmas)?;
+            changed.extend(found.into_iter().map(|(start, advice)| Changed { space, start, advice }));
+        }
+        Ok(changed)
+    };
     if early.is_empty() {
-        return work();
+        return work().map(|()| Vec::new());
     }
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("confirm".to_owned()).spawn_scoped(scope, all);
-        let done = work()?;
+        work()?;
         match thread {
-            Ok(thread) => thread.join().unwrap_or_else(|_| Err(Error::failure("a thread panicked")))?,
-            Err(_) => all()?,
+            Ok(thread) => thread.join().unwrap_or_else(|_| Err(Error::failure("a thread panicked"))),
+            Err(_) => all(),
         }
-        Ok(done)
     })
 }
 
-/// Compares what [`Early::take`] gave with the clone (or process) `pid`.
+/// Compares what [`Early::take`] gave with the clone (or process) `pid`. Answers the mappings (by first address) about which
+/// the program had given other advice in the moment before it stood still, and that advice.
 ///
 /// # Errors
-/// The program had changed them, in the moment before it stood still: what was saved is not to be used.
-pub fn confirm(procfs: &ProcFs, pid: i32, early: &[RawVma]) -> Result<()> {
+/// It had changed something that the clone's memory depends on: what was saved is not to be used.
+pub fn confirm(procfs: &ProcFs, pid: i32, early: &[RawVma]) -> Result<Vec<(u64, Vec<i32>)>> {
     let text = procfs.read_whole(pid, "smaps")?;
     let now = smaps::parse(&String::from_utf8_lossy(&text))?;
-    let flags =
-        |vma: &RawVma| -> Vec<[u8; 2]> { vma.flags.iter().filter(|f| !OWN.contains(f)).copied().collect() };
-    let same = |then: &&RawVma| {
+    let flags = |vma: &RawVma| -> Vec<[u8; 2]> {
+        let tells = |f: &&[u8; 2]| !OWN.contains(f) && !ADVICE.contains(f);
+        vma.flags.iter().filter(tells).copied().collect()
+    };
+    let mut changed = Vec::new();
+    for then in early {
         let place = now.partition_point(|v| v.end <= then.start);
         let now = now.get(place).filter(|v| v.start <= then.start);
-        now.is_some_and(|now| flags(now) == flags(then) && (now.prot, now.pkey) == (then.prot, then.pkey))
-    };
-    match early.iter().find(|then| !same(then)) {
-        None => Ok(()),
-        Some(vma) => Err(Error::new(
-            Kind::InvalidState,
-            format!(
-                "a program gave other advice about its memory at {:#x} in the moment before it was stopped: try again",
-                vma.start
-            ),
-        )),
+        let same =
+            |now: &&RawVma| flags(now) == flags(then) && (now.prot, now.pkey) == (then.prot, then.pkey);
+        let Some(now) = now.filter(same) else {
+            return Err(Error::new(
+                Kind::InvalidState,
+                format!(
+                    "a program changed its memory at {:#x} in the moment before it was stopped: try again",
+                    then.start
+                ),
+            ));
+        };
+        let advice = super::mm::advice(now);
+        if advice != super::mm::advice(then) {
+            changed.push((then.start, advice));
+        }
     }
+    Ok(changed)
 }
 
 #[cfg(test)]
@@ -196,10 +225,16 @@ for line in sys.stdin:
         let vmas = early.take(&procfs, program.pid()).unwrap().unwrap();
         assert!(vmas.iter().all(|v| v.rss > 0) && vmas.len() > 10);
         assert!(early.take(&procfs, program.pid()).unwrap().is_none(), "it was taken");
-        confirm(&procfs, program.pid(), &vmas).unwrap();
+        assert_eq!(confirm(&procfs, program.pid(), &vmas).unwrap(), []);
         program.advise(libc::MADV_RANDOM);
+        let changed = confirm(&procfs, program.pid(), &vmas).unwrap();
+        assert_eq!(changed.iter().map(|c| c.1.as_slice()).collect::<Vec<_>>(), [[libc::MADV_RANDOM]]);
+        assert!(vmas.iter().any(|v| v.start == changed[0].0));
+        program.advise(libc::MADV_WIPEONFORK);
         let told = confirm(&procfs, program.pid(), &vmas).unwrap_err();
         assert!(told.message.contains("try again"), "{told}");
+        const KEEPONFORK: i32 = 19;
+        program.advise(KEEPONFORK);
         let mut early = looked(program.pid());
         program.advise(libc::MADV_DONTFORK);
         // Flags of a mapping that merges with none: only the clone will tell.

@@ -359,7 +359,7 @@ fn shmem(ctx: &mut Context, target: Target, raw: &RawVma, kind: ShmemKind, name:
 }
 
 /// What madvise(2) has to be told again.
-fn advice(raw: &RawVma) -> Vec<i32> {
+pub(super) fn advice(raw: &RawVma) -> Vec<i32> {
     const DONTFORK: i32 = 10;
     [
         (b"rr", libc::MADV_RANDOM),

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::context::{Context, Extent};
-use super::early;
+use super::early::{self, Changed};
 use super::fs::Filesystems;
 use crate::checkpoint::agent::{Link, next_fd};
 use crate::checkpoint::image::{
@@ -355,10 +355,21 @@ impl Image {
             })
             .collect();
         let progress = |done: u64, total: u64| link.progress("writing memory", done, total);
-        let early = self.spaces.iter().filter_map(|space| {
-            Some((space.memory().pid(), ctx.spaces.get(space.number)?.early.as_deref()?))
-        });
-        early::confirm_while(&ctx.procfs, early.collect(), || self.pages.add(&tasks, Some(&progress)))?;
+        let (mms, early): (Vec<_>, Vec<_>) = self
+            .spaces
+            .iter()
+            .filter_map(|space| {
+                let described = ctx.spaces.get(space.number)?;
+                Some((described.mm, (space.memory().pid(), described.early.as_deref()?)))
+            })
+            .unzip();
+        let write = || self.pages.add(&tasks, Some(&progress)).map(drop);
+        for Changed { space, start, advice } in early::confirm_while(&ctx.procfs, &early, write)? {
+            let mm = mms.get(space).and_then(|mm| ctx.state.mms.get_mut(*mm as usize));
+            if let Some(vma) = mm.and_then(|mm| mm.vmas.iter_mut().find(|v| v.start == start)) {
+                vma.advice = advice;
+            }
+        }
         drop(tasks);
         for space in std::mem::take(&mut self.spaces) {
             if let SpaceMemory::Shadow(shadow) = space.memory {
