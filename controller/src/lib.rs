@@ -8,6 +8,7 @@ mod checkpoint;
 mod container_manager;
 mod debug;
 mod events;
+mod filesystems;
 mod forward;
 mod fs;
 mod lifecycle;
@@ -33,6 +34,7 @@ pub fn handlers(loader: &Arc<Loader>) -> Registry {
     let mut registry = Registry::new();
     container_manager::register(&mut registry, loader);
     checkpoint::register(&mut registry, loader);
+    filesystems::register(&mut registry, loader);
     forward::register(&mut registry, loader);
     fs::register(&mut registry, loader);
     lifecycle::register(&mut registry, loader);

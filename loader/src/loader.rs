@@ -5,6 +5,7 @@
 pub mod checkpoint;
 mod exec;
 mod files;
+mod filesystems;
 mod forward;
 mod lifecycle;
 mod network;
@@ -18,6 +19,7 @@ mod work;
 
 pub use exec::{ExecRequest, Executed};
 pub use files::Wait;
+pub use filesystems::FsSaved;
 pub use forward::Forwarded;
 pub use lifecycle::Prepared;
 pub use parts::ContainerParts;
@@ -90,6 +92,7 @@ pub struct Loader {
     pauses: Mutex<u32>,
     subscribers: Mutex<Vec<Sender<Event>>>,
     work: checkpoint::Work,
+    filesystems: filesystems::Filesystems,
     forwards: forward::Forwards,
     usage: usage::Live,
     session: Mutex<Option<trace::Live>>,
@@ -110,6 +113,7 @@ impl Loader {
             pauses: Mutex::new(0),
             subscribers: Mutex::default(),
             work: checkpoint::Work::new()?,
+            filesystems: filesystems::Filesystems::default(),
             forwards: forward::Forwards::new()?,
             usage: usage::Live::default(),
             session: Mutex::default(),

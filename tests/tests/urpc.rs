@@ -10,6 +10,8 @@ mod containers;
 mod forward;
 #[path = "urpc/fs.rs"]
 mod fs;
+#[path = "urpc/fssave.rs"]
+mod fssave;
 #[path = "urpc/hostile.rs"]
 mod hostile;
 #[path = "urpc/others.rs"]

@@ -389,6 +389,39 @@ impl Airlock {
         self.states.connect(&state)?.call::<cm::WaitCheckpoint>(&Empty {}, &[]).map(drop)
     }
 
+    /// Saves filesystems of a sandbox into the folder `image`; see [`container::filesystems::fscheckpoint`].
+    ///
+    /// # Errors
+    /// As that.
+    pub fn fscheckpoint(
+        &self,
+        id: &str,
+        image: &Path,
+        paths: Vec<cm::FsPath>,
+        leave_running: bool,
+    ) -> Result<()> {
+        container::filesystems::fscheckpoint(&self.states, id, image, paths, leave_running)
+    }
+
+    /// Waits for the next filesystem checkpoint of the sandbox that a container lives in.
+    ///
+    /// # Errors
+    /// As [`Airlock::wait_checkpoint`].
+    pub fn wait_fscheckpoint(&self, id: &str) -> Result<()> {
+        let state = self.alive(id)?;
+        self.states.connect(&state)?.call::<cm::WaitFSCheckpoint>(&Empty {}, &[]).map(drop)
+    }
+
+    /// Waits until a container's filesystems are restored; returns at once if they are.
+    ///
+    /// # Errors
+    /// `container does not exist`; `filesystem restore is not enabled`; that the restore failed, and why.
+    pub fn wait_fsrestore(&self, id: &str) -> Result<()> {
+        let state = self.states.load(id)?;
+        let args = cm::WaitFsRestoreArgs { cid: state.id.clone() };
+        self.states.connect(&state)?.call::<cm::WaitFSRestore>(&args, &[]).map(drop)
+    }
+
     /// Waits until the sandbox that a container lives in is restored with all its memory; returns at once if it is.
     ///
     /// # Errors

@@ -62,6 +62,7 @@ pub fn json(data: &[u8]) {
     check::<cm::ExecArgs>(data);
     check::<cm::PortForwardOpts>(data);
     check::<cm::MountArgs>(data);
+    check::<cm::FsSaveOpts>(data);
     check::<fs::ReadOpts>(data);
     check::<fs::MountOpts>(data);
     check::<fs::UmountOpts>(data);

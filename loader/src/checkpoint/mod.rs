@@ -8,6 +8,7 @@ pub mod agent;
 pub mod clocks;
 pub mod content;
 pub mod dump;
+pub mod filesystems;
 pub mod image;
 pub mod inet;
 pub mod inside;

@@ -14,6 +14,7 @@ mod tests;
 
 pub use notice::Notice;
 pub use restore::RestoreRequest;
+pub(super) use save::names;
 pub use save::{CheckpointRequest, Saved};
 
 use super::Loader;
@@ -35,8 +36,9 @@ const NAME_ANNOTATION: &str = "io.kubernetes.cri.container-name";
 
 /// What is being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Checkpoint,
+    Filesystems,
     Restore,
 }
 
@@ -44,6 +46,7 @@ impl Kind {
     fn name(self) -> &'static str {
         match self {
             Self::Checkpoint => "checkpoint",
+            Self::Filesystems => "filesystem checkpoint",
             Self::Restore => "restore",
         }
     }
@@ -134,7 +137,7 @@ impl Work {
     }
 
     /// Begins a piece of work.
-    fn begin(&self, kind: Kind) -> Result<Busy<'_>> {
+    pub(super) fn begin(&self, kind: Kind) -> Result<Busy<'_>> {
         let mut busy = lock(&self.busy);
         if let Some((other, progress)) = &*busy {
             return Err(Error::invalid_state(format!(
@@ -179,7 +182,7 @@ impl Work {
 }
 
 /// The one piece of work at a time; over when this is dropped.
-struct Busy<'a> {
+pub(super) struct Busy<'a> {
     work: &'a Work,
 }
 

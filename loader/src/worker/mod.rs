@@ -11,6 +11,7 @@
 
 mod connect;
 mod cpu_profile;
+mod filesystems;
 mod kernel_stacks;
 pub mod links;
 mod mounts;
@@ -23,6 +24,7 @@ mod user_stacks;
 
 pub use connect::{Connector, Dial};
 pub use cpu_profile::{CpuProfile, Sampled};
+pub use filesystems::{Captured, RestoreFilesystems, SaveFilesystems};
 pub use kernel_stacks::KernelStacks;
 pub use links::Links;
 pub use mounts::{Filesystem, Mount, Unmount};
@@ -128,10 +130,24 @@ jobs! {
     NameAddresses,
     ProcfsDump,
     ReadFiles,
+    RestoreFilesystems,
+    SaveFilesystems,
     TarUpper,
     TraceSession,
     Unmount,
     UserStacks,
+}
+
+impl From<RestoreFilesystems> for Job {
+    fn from(task: RestoreFilesystems) -> Self {
+        Self::RestoreFilesystems(task)
+    }
+}
+
+impl From<SaveFilesystems> for Job {
+    fn from(task: SaveFilesystems) -> Self {
+        Self::SaveFilesystems(task)
+    }
 }
 
 /// Takes the descriptors that came with a task.

@@ -176,7 +176,7 @@ pub(super) fn running(dir: &StateDir, id: &str) -> Result<State> {
 }
 
 /// The sandbox process ends with its containers; whoever deletes, or looks at the state, must find that.
-fn wait_for_end(state: &State) -> Result<()> {
+pub(super) fn wait_for_end(state: &State) -> Result<()> {
     match state.loader.open() {
         Some(process) if !wait_ended(process.as_fd(), Some(LAST_BREATH))? => Err(Error::failure(format!(
             "the sandbox of container {} was saved but does not end: look at /proc/{}/stack",

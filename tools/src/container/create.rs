@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::exec::{send_pidfd, write_pid_file};
+use super::filesystems::FsImage;
 use super::making::{self, Answered, Making, Sockets};
 use super::restore::Source;
 use super::{CreateOptions, check_terminal, pidns, pod};
@@ -62,6 +63,7 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
     let spec = &bundle.spec;
     let source = Source::of(&mut options)?;
     let restores = source.is_some() || options.restore.is_some();
+    let filesystems = options.filesystems.as_deref().map(FsImage::open).transpose()?;
     let mut sockets = Sockets::connect(&options, spec)?;
     let id_maps = podspec::id_maps(spec)?;
     let mut join = podspec::open_namespaces(spec)?;
@@ -103,7 +105,7 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
         user_log: options.user_log.take().map(|fd| fds.push(fd)),
         self_exe: Some(fds.push(binary)),
         host_pid: podspec::host_pid(spec),
-        autostart: options.autostart && !restores && !sockets.has_agent(),
+        autostart: options.autostart && !restores && !sockets.has_agent() && filesystems.is_none(),
         to_restore: restores,
         hold,
         allowed_uids: std::mem::take(&mut options.allowed_uids),
@@ -115,8 +117,11 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
 
     let answered =
         Answered { console: booted.console.take(), seccomp_listener: booted.seccomp_listener.take() };
-    let late_start = options.autostart && !restores && sockets.has_agent();
+    let late_start = options.autostart && !restores && (sockets.has_agent() || filesystems.is_some());
     let console = sockets.deliver(&making.state, booted.loader.pid, answered)?;
+    if let Some(image) = filesystems {
+        image.restore(&mut booted.client, id)?;
+    }
     if late_start {
         pod::start(dir, &making.state)?;
     }

@@ -9,6 +9,7 @@ pub mod checkpoint;
 mod create;
 mod delete;
 mod exec;
+pub mod filesystems;
 mod fork;
 mod host;
 pub mod image;
@@ -110,6 +111,8 @@ pub struct CreateOptions {
     pub image: Option<(image::Image, restore::Memory)>,
     /// A trace session that a new sandbox has from the beginning.
     pub trace: Option<crate::trace::Session>,
+    /// Folder of an image of filesystems, which the container begins with.
+    pub filesystems: Option<PathBuf>,
     /// User ids that may call the sandbox besides root.
     pub allowed_uids: Vec<u32>,
     /// Overlay over root filesystem and mounts, in gVisor's form (`root:memory`).

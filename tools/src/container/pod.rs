@@ -5,6 +5,7 @@
 use super::CreateOptions;
 use super::create::Created;
 use super::exec::{launch, send_pidfd, write_pid_file};
+use super::filesystems::FsImage;
 use super::making::{self, Answered, Making, Sockets};
 use super::restore::{RestoreOptions, write_log};
 use crate::cgroups::Manager;
@@ -58,6 +59,7 @@ pub(super) fn create(
     let mut making = Making::begin(dir, state)?;
     dir.save_config(id, bundle.text.as_bytes())?;
 
+    let filesystems = options.filesystems.as_deref().map(FsImage::open).transpose()?;
     let mut fds = FdList::default();
     let mut donated = making::donate_common(&mut fds, bundle.terminal(), &mut options, join)?;
     donated.cgroup = making.state.cgroup.make(spec, &mut fds, false)?;
@@ -97,6 +99,9 @@ pub(super) fn create(
         // The sandbox and its namespaces exist already: its early hooks find them all.
         let hook_state = HookState::new(&making.state, Status::Creating, stand_in.pid);
         making::early_hooks(spec).iter().try_for_each(|(kind, list)| hooks::run(kind, list, &hook_state))?;
+        if let Some(image) = &filesystems {
+            image.restore(&mut dir.connect(&making.state)?, id)?;
+        }
         match &options.restore {
             Some(restore) if options.autostart => restore_container(dir, &making.state, restore)?,
             None if options.autostart => start(dir, &making.state)?,

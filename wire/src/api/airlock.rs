@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 crate::methods! {
     receiver "Airlock", from "airlock";
+    /// Makes filesystems of a container that is created and not started what an image of containerManager.FSSave says. Answers
+    /// what could not be made the same.
+    RestoreFilesystems: ContainerId => Vec<String>, fds "in: manifest, multi-tar", errors "`no filesystems restored for container X: …`", blocks "until that is done";
     /// Lets a sandbox that waits in `BootReply::Held` go on: the parent's hooks are done.
     Continue: Empty => Empty, errors "the sandbox is not held (then there is no such method)";
     /// Creates a further container up to the point where only its program is missing (OCI `create`).

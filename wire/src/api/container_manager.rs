@@ -54,6 +54,13 @@ crate::methods! {
     WaitCheckpoint: Empty => Empty, errors "the checkpoint's", blocks "until the next checkpoint is over";
     /// Waits until the sandbox is restored with all its memory; fails as the restore does.
     WaitRestore: Empty => Empty, errors "`sandbox is not being restored, cannot wait for restore: state=S`; the restore's", blocks "until the restore is over";
+    /// Saves filesystems of containers, without their processes. The containers stand still until it is captured; with
+    /// exit_after_saving the sandbox then ends with status 0.
+    FSSave: FsSaveOpts => Empty, fds "in: manifest, multi-tar, pages metadata, pages", errors "`got N files, want 4`; `no checkpointable filesystems`", blocks "until it is written; ends when the caller hangs up";
+    /// Waits for the next filesystem checkpoint; fails as that does.
+    WaitFSCheckpoint: Empty => Empty, blocks "until the next filesystem checkpoint is over";
+    /// Waits until the filesystems of a container are restored; fails as that does.
+    WaitFSRestore: WaitFsRestoreArgs => Empty, errors "`filesystem restore is not enabled`; `no filesystems restored for container X`", blocks "until then";
     /// Mounts an erofs image, read-only, at an absolute path of a running container.
     Mount: MountArgs => Empty, fds "in: the image", errors "`container X is deleted`; `container X isn't started`; `failed to find init process`; `absolute path must be provided for destination`; `unsupported filesystem type: T`; `exactly one image file must be provided`";
     /// Connects a socket to a TCP port inside a container, on 127.0.0.1 or else ::1; returns once that connection is made.
@@ -359,6 +366,37 @@ pub struct WaitPidArgs {
     /// The pid in the container's pid namespace, as [`ExecuteAsync`] answered it.
     #[serde(rename = "PID")]
     pub pid: i32,
+    /// The container's ID.
+    #[serde(rename = "CID")]
+    pub cid: String,
+}
+
+/// Argument of [`FSSave`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FsSaveOpts {
+    /// What is saved; none: the upper layers of all root filesystems.
+    pub paths: Vec<FsPath>,
+    /// The containers do not go on.
+    pub exit_after_saving: bool,
+    /// gVisor's; refused.
+    pub use_checkpoint_gofer: bool,
+}
+
+/// A filesystem of [`FSSave`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FsPath {
+    /// Name or ID of the container; empty for all.
+    pub container_name: String,
+    /// Where it is mounted; `all-tmpfs` for every tmpfs of the configuration.
+    pub path: String,
+}
+
+/// Argument of [`WaitFSRestore`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WaitFsRestoreArgs {
     /// The container's ID.
     #[serde(rename = "CID")]
     pub cid: String,

@@ -17,12 +17,12 @@ pub struct Notice {
 impl Notice {
     /// # Errors
     /// When there is no descriptor left.
-    pub(super) fn new() -> Result<Self> {
+    pub(in crate::loader) fn new() -> Result<Self> {
         let ready = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         Ok(Self { outcome: OnceLock::new(), ready })
     }
 
-    pub(super) fn set(&self, outcome: Result<()>) {
+    pub(in crate::loader) fn set(&self, outcome: Result<()>) {
         if self.outcome.set(outcome).is_ok() {
             let _ = self.ready.write(1);
         }

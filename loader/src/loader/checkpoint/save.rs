@@ -158,7 +158,7 @@ impl Loader {
 }
 
 /// The names by which containers are found at a restore, in their order: the annotation's, or a number.
-pub(super) fn names<'a>(annotations: impl Iterator<Item = Option<&'a str>>) -> Vec<String> {
+pub(in crate::loader) fn names<'a>(annotations: impl Iterator<Item = Option<&'a str>>) -> Vec<String> {
     let mut unnamed = 0;
     annotations
         .map(|name| {
@@ -174,7 +174,7 @@ pub(super) fn names<'a>(annotations: impl Iterator<Item = Option<&'a str>>) -> V
 }
 
 impl Container {
-    pub(super) fn name_annotation(&self) -> Option<&str> {
+    pub(in crate::loader) fn name_annotation(&self) -> Option<&str> {
         let annotations = self.spec.get()?.annotations().as_ref()?;
         annotations.get(NAME_ANNOTATION).map(String::as_str).filter(|name| !name.is_empty())
     }

@@ -10,8 +10,7 @@ mod inside;
 mod looking;
 mod measures;
 
-pub use inside::{MountArgs, PortForwardArgs, ReadArgs, TarArgs, TarWhat, UmountArgs};
-pub use looking::{DebugArgs, StacksOf, TopArgs};
+pub use inside::{FscheckpointArgs, MountArgs, PortForwardArgs, ReadArgs, TarArgs, TarWhat, UmountArgs};
 pub use measures::{
     ExportMetricsArgs, MetricFormat, MetricMetadataArgs, MetricServerArgs, ReadControlArgs, UsageArgs,
     WriteControlArgs,
@@ -135,6 +134,7 @@ pub enum Command {
     Fork(ForkArgs),
     Events(EventsArgs),
     Trace(TraceArgs),
+    Fscheckpoint(FscheckpointArgs),
     PortForward(PortForwardArgs),
     Mount(MountArgs),
     Umount(UmountArgs),
@@ -286,6 +286,9 @@ pub struct ImageArgs {
     /// With --image-path: file with the key that the image was made with
     #[arg(long, value_name = "FILE", requires = "image_path")]
     pub key_file: Option<PathBuf>,
+    /// Begin with the filesystems of the image in this folder (of 'fscheckpoint')
+    #[arg(long, value_name = "DIR", conflicts_with = "image_path")]
+    pub fs_restore_image_path: Option<PathBuf>,
 }
 
 /// Create a container, run it, and delete it when it ends
@@ -468,6 +471,12 @@ pub struct WaitArgs {
     /// Wait until the sandbox is restored with all its memory, and fail if it cannot be
     #[arg(long, conflicts_with_all = ["pid", "rootpid"])]
     pub restore: bool,
+    /// Wait for the next filesystem checkpoint of the sandbox, and fail if it does
+    #[arg(long, conflicts_with_all = ["pid", "rootpid", "checkpoint", "restore"])]
+    pub fscheckpoint: bool,
+    /// Wait until the container's filesystems are restored, and fail if they cannot be
+    #[arg(long, conflicts_with_all = ["pid", "rootpid", "checkpoint", "restore", "fscheckpoint"])]
+    pub fsrestore: bool,
     /// The container
     #[arg(value_name = "ID")]
     pub id: String,

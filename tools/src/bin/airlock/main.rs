@@ -132,6 +132,7 @@ fn dispatch(
         "delete" => command!("delete", delete, DeleteArgs, Tail::None),
         "wait" => command!("wait", wait, WaitArgs, Tail::None),
         "pause" => command!("pause", pause, PauseArgs, Tail::None),
+        "fscheckpoint" => command!("fscheckpoint", fscheckpoint, FscheckpointArgs, Tail::None),
         "mount" => command!("mount", mount, MountArgs, Tail::None),
         "umount" => command!("umount", umount, UmountArgs, Tail::None),
         "read" => command!("read", read, ReadArgs, Tail::None),

@@ -35,16 +35,17 @@ pub struct Filesystems {
     outside: Vec<FilesystemState>,
 }
 
+/// A tree to be written.
 #[derive(Debug)]
-struct Content {
+pub(crate) struct Content {
     container: Id,
     /// Where it is mounted in the container.
-    path: String,
-    kind: &'static str,
+    pub(crate) path: String,
+    pub(crate) kind: &'static str,
     /// The tree.
-    root: OwnedFd,
+    pub(crate) root: OwnedFd,
     /// Of an upper layer: the overlay.
-    merged: Option<OwnedFd>,
+    pub(crate) merged: Option<OwnedFd>,
 }
 
 /// What is found in one container.
@@ -197,14 +198,8 @@ fn look(
         if !travels {
             continue;
         }
-        match open_mount(mount) {
-            Ok(root) => found.contents.push(Content {
-                container,
-                path: mount.path.clone(),
-                kind: "tmpfs",
-                root,
-                merged: None,
-            }),
+        match tmpfs(container, mount) {
+            Ok(content) => found.contents.push(content),
             Err(e) => found.warnings.push(format!(
                 "what is in the tmpfs at {:?} is lost: something else is mounted over it ({e})",
                 mount.path
@@ -219,8 +214,17 @@ fn look(
     Ok(found)
 }
 
+/// A tmpfs, without what is mounted on it.
+///
+/// # Errors
+/// `EBUSY`: something else is mounted over it.
+pub(crate) fn tmpfs(container: Id, mount: &MountState) -> nix::Result<Content> {
+    let root = open_mount(mount)?;
+    Ok(Content { container, path: mount.path.clone(), kind: "tmpfs", root, merged: None })
+}
+
 /// The upper layer at `path`, or the copy of a single file that stands for one.
-fn layer(container: Id, path: &str, upper: BorrowedFd<'_>) -> Result<Content> {
+pub(crate) fn layer(container: Id, path: &str, upper: BorrowedFd<'_>) -> Result<Content> {
     let failed = |e: Errno| Error::from(e).context(format!("looking at the overlay at {path}"));
     let is_file = paths::file_type(upper).map_err(failed)? == nix::sys::stat::SFlag::S_IFREG;
     let merged = if is_file { None } else { Some(uncovered(path).map_err(failed)?) };
@@ -289,7 +293,7 @@ fn places(spec: &Spec) -> Vec<(String, bool)> {
 }
 
 /// The spec mounts a tmpfs there. The destination may lead there through links.
-fn is_of_spec(mount: &MountState, spec: &Spec) -> bool {
+pub(crate) fn is_of_spec(mount: &MountState, spec: &Spec) -> bool {
     let entries = spec.mounts().iter().flatten().filter(|m| kind(m) == MountKind::Tmpfs);
     entries.into_iter().any(|entry| {
         let path = entry.destination();

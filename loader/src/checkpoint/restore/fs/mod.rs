@@ -170,10 +170,15 @@ fn fill(
     Ok(())
 }
 
-type Devices = Vec<(bool, u64, u64)>;
+pub(crate) type Devices = Vec<(bool, u64, u64)>;
 
 /// Fills one filesystem, on a thread in the container's mount namespace.
-fn one(reader: &Reader, saved: &FilesystemState, devices: &Devices, upper: &[String]) -> Result<Vec<String>> {
+pub(crate) fn one(
+    reader: &Reader,
+    saved: &FilesystemState,
+    devices: &Devices,
+    upper: &[String],
+) -> Result<Vec<String>> {
     let Some(section) = saved.section else { return Ok(Vec::new()) };
     let root = open(saved, upper)?;
     let mut stream = BufReader::with_capacity(256 << 10, reader.stream(&fs_section(section))?);
@@ -223,7 +228,7 @@ fn open(saved: &FilesystemState, upper: &[String]) -> Result<OwnedFd> {
 }
 
 /// Device nodes that the container has by its spec: (character device, major, minor).
-fn devices(spec: &str) -> Devices {
+pub(crate) fn devices(spec: &str) -> Devices {
     let mut all: Devices = DEFAULT_DEVICES.iter().map(|(_, major, minor)| (true, *major, *minor)).collect();
     let Ok(spec) = serde_json::from_str::<Spec>(spec) else { return all };
     let listed = spec.linux().as_ref().and_then(|l| l.devices().as_ref());

@@ -104,3 +104,25 @@ pub struct UmountArgs {
     #[arg(value_name = "TARGET")]
     pub target: String,
 }
+
+/// Save what containers have written, without their processes
+///
+/// Without --path: the upper layers of all root filesystems ('--overlay2'). The containers stand still until it is captured,
+/// and end with exit status 0 unless --leave-running is given. 'create' and 'run' begin with such an image by
+/// --fs-restore-image-path.
+#[derive(Debug, Clone, Args)]
+pub struct FscheckpointArgs {
+    /// Folder of the image; one that is in it is lost
+    #[arg(long, value_name = "DIR")]
+    pub image_path: PathBuf,
+    /// Let the containers go on
+    #[arg(long)]
+    pub leave_running: bool,
+    /// Save what is mounted there, an overlay or a tmpfs, in one container or all; 'all-tmpfs' for every tmpfs of the
+    /// configuration (repeatable)
+    #[arg(long, value_name = "[CONTAINER:]PATH")]
+    pub path: Vec<String>,
+    /// The container
+    #[arg(value_name = "ID")]
+    pub id: String,
+}

@@ -23,7 +23,11 @@ const DEBUG: u8 = 4;
 pub fn run(global: &Global, args: CreateArgs) -> Result<ExitCode> {
     let dir = StateDir::open(&global.root)?;
     let bundle = bundle(global, &args.container)?;
-    let options = CreateOptions { restore: args.image.options(), ..options(global, &args.container)? };
+    let options = CreateOptions {
+        restore: args.image.options(),
+        filesystems: args.image.fs_restore_image_path.clone(),
+        ..options(global, &args.container)?
+    };
     container::create(&dir, &args.container.id, &bundle, options)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -14,6 +14,7 @@ pub mod exec;
 pub mod export_metrics;
 pub mod features;
 pub mod fork;
+pub mod fscheckpoint;
 pub mod kill;
 pub mod list;
 pub mod man;

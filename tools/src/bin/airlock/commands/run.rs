@@ -13,7 +13,11 @@ use std::process::ExitCode;
 
 /// Runs the container; its exit status becomes ours.
 pub fn run(global: &Global, args: RunArgs) -> Result<ExitCode> {
-    let options = CreateOptions { restore: args.image.options(), ..options(global, &args.container)? };
+    let options = CreateOptions {
+        restore: args.image.options(),
+        filesystems: args.image.fs_restore_image_path.clone(),
+        ..options(global, &args.container)?
+    };
     run_to_end(global, &args.container, options, Fate { detach: args.detach, keep: args.keep })
 }
 

@@ -27,6 +27,12 @@ pub fn run(global: &Global, args: WaitArgs) -> Result<ExitCode> {
     if args.restore {
         return airlock.wait_restore(&args.id).map(|()| ExitCode::SUCCESS);
     }
+    if args.fscheckpoint {
+        return airlock.wait_fscheckpoint(&args.id).map(|()| ExitCode::SUCCESS);
+    }
+    if args.fsrestore {
+        return airlock.wait_fsrestore(&args.id).map(|()| ExitCode::SUCCESS);
+    }
     let target = match (args.pid, args.rootpid) {
         (Some(pid), _) => WaitTarget::Pid(pid),
         (None, Some(pid)) => WaitTarget::RootPid(pid),
