@@ -138,18 +138,6 @@ jobs! {
     UserStacks,
 }
 
-impl From<RestoreFilesystems> for Job {
-    fn from(task: RestoreFilesystems) -> Self {
-        Self::RestoreFilesystems(task)
-    }
-}
-
-impl From<SaveFilesystems> for Job {
-    fn from(task: SaveFilesystems) -> Self {
-        Self::SaveFilesystems(task)
-    }
-}
-
 /// Takes the descriptors that came with a task.
 ///
 /// # Errors

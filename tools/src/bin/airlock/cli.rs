@@ -11,6 +11,7 @@ mod looking;
 mod measures;
 
 pub use inside::{FscheckpointArgs, MountArgs, PortForwardArgs, ReadArgs, TarArgs, TarWhat, UmountArgs};
+pub use looking::{DebugArgs, StacksOf, TopArgs};
 pub use measures::{
     ExportMetricsArgs, MetricFormat, MetricMetadataArgs, MetricServerArgs, ReadControlArgs, UsageArgs,
     WriteControlArgs,
