@@ -96,7 +96,11 @@ fn a_container_lives_and_is_watched() {
     for _ in 0..2 {
         assert_eq!(airlock.wait(&id, WaitTarget::Init).unwrap(), 137);
     }
-    assert!(events.by_ref().all(|e| matches!(e, Ok(Event::Stats(_)))), "the stream ends with the container");
+    let rest: Vec<Event> = events.map(Result::unwrap).collect();
+    let (last, before) = rest.split_last().unwrap();
+    assert!(before.iter().all(|e| matches!(e, Event::Stats(_))), "{before:?}");
+    let Event::Exit(Some(record)) = last else { panic!("the stream ends with the container: {last:?}") };
+    assert_eq!((record.id.as_str(), record.status), (id.as_str(), 9));
     assert_eq!(airlock.state(&id).unwrap().pid, 0);
     assert!(airlock.kill(&id, 9, KillTarget::Init).unwrap_err().message.contains("container not running"));
     assert!(airlock.ps(&id).unwrap().is_empty());
@@ -180,7 +184,8 @@ fn out_of_memory_is_an_event() {
         std::fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&go).ok()
     });
     let rest: Vec<Event> = events.map(Result::unwrap).collect();
-    assert_eq!(rest, [Event::Oom]);
+    let [Event::Oom, Event::Exit(Some(record))] = rest.as_slice() else { panic!("{rest:?}") };
+    assert!(record.reason == "oom", "{record:?}");
     assert_eq!(airlock.wait(&id, WaitTarget::Init).unwrap(), 137);
     airlock.delete(&id, FORCE).unwrap();
 }

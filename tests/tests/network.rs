@@ -96,6 +96,8 @@ fn assert_works(sandbox: &Sandbox, peer: &Netns) {
     assert_eq!(serving.join().unwrap(), ADDRESSES[0]);
 }
 
+const CREATE: &str = "Network.CreateLinksAndRoutes";
+
 #[test]
 fn a_packet_socket_and_all_that_is_said_of_its_link() {
     need!("busybox", "ip", "ping");
@@ -297,7 +299,6 @@ fn what_is_wrong_is_told_in_gvisors_words() {
     peer.veth();
     let socket = || peer.packet_socket("link");
     let sandbox = Sandbox::new("sleep 1000");
-    let create = "Network.CreateLinksAndRoutes";
     let null: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
     let with = |edit: &dyn Fn(&mut CreateLinksAndRoutesArgs)| {
         let mut args = links(link());
@@ -363,13 +364,13 @@ fn what_is_wrong_is_told_in_gvisors_words() {
         let sockets: Vec<OwnedFd> = (0..*count).map(|_| socket()).collect();
         let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
         for mut caller in Caller::both(&sandbox.state.control_socket(&sandbox.id)) {
-            let told = caller.fails(create, args, &fds);
+            let told = caller.fails(CREATE, args, &fds);
             assert!(told.contains(expected), "{expected:?} is missing in {told:?}");
         }
     }
     for mut caller in Caller::both(&sandbox.state.control_socket(&sandbox.id)) {
         let good = json!(links(link()));
-        assert!(caller.fails(create, &good, &[null.as_fd()]).contains("neither a socket nor a tap"));
+        assert!(caller.fails(CREATE, &good, &[null.as_fd()]).contains("neither a socket nor a tap"));
         let set = "containerManager.SetNetworkArgs";
         assert_eq!(caller.fails(set, &Value::Null, &[]), "cannot set nil networkArgs");
         assert_eq!(caller.fails(set, &good, &[]), "insufficient FDs provided for link \"eth0\"");
@@ -378,9 +379,9 @@ fn what_is_wrong_is_told_in_gvisors_words() {
     }
     // Nothing is left of all that failed, and the sandbox's first links are yet to come.
     let mut caller = sandbox.json();
-    caller.ok(create, &json!(links(link())), &[socket().as_fd()]);
+    caller.ok(CREATE, &json!(links(link())), &[socket().as_fd()]);
     sandbox.start();
-    assert!(caller.fails(create, &json!(links(link())), &[socket().as_fd()]).contains("made before"));
+    assert!(caller.fails(CREATE, &json!(links(link())), &[socket().as_fd()]).contains("made before"));
     let names = sandbox.exec("ls /sys/class/net");
     assert_eq!(names.split_whitespace().collect::<Vec<_>>(), ["eth0", "lo"]);
 
@@ -390,9 +391,14 @@ fn what_is_wrong_is_told_in_gvisors_words() {
         config["mounts"].as_array_mut().unwrap().retain(|m| m["destination"] != "/sys");
     });
     for mut caller in Caller::both(&host.state.control_socket(&host.id)) {
-        assert!(caller.fails(create, &json!({}), &[]).contains("unknown method"));
+        assert!(caller.fails(CREATE, &json!({}), &[]).contains("unknown method"));
         let told = caller.fails("containerManager.SetNetworkArgs", &json!({}), &[]);
         assert!(told.contains("shares the network namespace"), "{told}");
+        let told = [
+            caller.fails("Lifecycle.PauseExternalNetworking", &json!({}), &[]),
+            caller.fails("Lifecycle.ResumeExternalNetworking", &json!({}), &[]),
+        ];
+        assert!(told.iter().all(|t| t.contains("network namespace")), "{told:?}");
     }
 }
 

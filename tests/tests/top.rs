@@ -117,6 +117,28 @@ fn the_terminal_is_restored_when_a_signal_ends_it() {
 }
 
 #[test]
+fn it_ends_with_its_terminal() {
+    need!("tmux");
+    let state = State::new();
+    let pid_file = state.dir.path().join("pid");
+    // As when a connection breaks: nobody passes the hang-up on as a signal.
+    let top = format!(
+        "{{ trap \"\" HUP; echo \\$\\$ > {}; exec {} --root {} top; }}",
+        pid_file.display(),
+        airlock().display(),
+        state.root().display()
+    );
+    let terminal = Terminal::new(&format!("sh -c \"{}\"", top.replace('"', "\\\"")));
+    terminal.shows("no containers below this state directory");
+    let pid = std::fs::read_to_string(&pid_file).unwrap();
+    drop(terminal);
+    wait::until("top has ended", || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        (!stat.contains("(airlock)") || stat.contains(") Z ")).then_some(())
+    });
+}
+
+#[test]
 fn without_a_terminal_it_says_what_to_use_instead() {
     let state = State::new();
     assert!(state.fails(["top"]).contains("draws on a terminal"));

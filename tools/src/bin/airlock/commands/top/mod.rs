@@ -16,17 +16,19 @@ use crate::global::Global;
 use airlock_wire::error::{Error, Result};
 use app::{Action, App};
 use collect::{Collector, Snapshot};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::isatty;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-/// How long a change of something other than the keyboard may take to be seen.
-const GLANCE: Duration = Duration::from_millis(200);
+/// How long a change of something other than the keyboard may take to be seen, milliseconds.
+const GLANCE: u8 = 200;
 
 /// What the threads tell the one that draws.
 enum News {
@@ -75,6 +77,20 @@ fn collect(root: &Path, interval: Duration, tell: Sender<News>) -> Result<()> {
     Ok(())
 }
 
+/// Waits for a key. True when the view is to end: a signal came, or the terminal is gone (of which the library that reads
+/// keys takes no notice).
+fn is_over(ends: &SignalFd, limit: u8) -> Result<bool> {
+    let keys = std::io::stdin();
+    let mut fds =
+        [PollFd::new(ends.as_fd(), PollFlags::POLLIN), PollFd::new(keys.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut fds, PollTimeout::from(limit)) {
+        Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        Err(e) => return Err(Error::from(e).context("waiting for keys")),
+    }
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+    Ok(fds[0].any() == Some(true) || fds[1].revents().is_some_and(|r| r.intersects(gone)))
+}
+
 fn show(
     terminal: &mut ratatui::DefaultTerminal,
     root: &Path,
@@ -84,6 +100,8 @@ fn show(
 ) -> Result<()> {
     let mut app = App::new(root);
     let mut changed = true;
+    // There may be more keys that were read with the last one.
+    let mut typed = false;
     loop {
         while let Ok(news) = news.try_recv() {
             changed = true;
@@ -97,10 +115,11 @@ fn show(
             terminal.draw(|frame| view::draw(frame, &mut app))?;
             changed = false;
         }
-        if matches!(ends.read_signal(), Ok(Some(_))) {
+        if is_over(ends, if typed { 0 } else { GLANCE })? {
             return Ok(());
         }
-        if !event::poll(GLANCE)? {
+        typed = event::poll(Duration::ZERO)?;
+        if !typed {
             continue;
         }
         changed = true;
