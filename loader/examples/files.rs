@@ -8,12 +8,17 @@ use airlock_loader::checkpoint::dump::{files, task, tree};
 use airlock_loader::checkpoint::order::{DumpContainer, DumpOrder};
 use airlock_loader::procfs::ProcFs;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pid: i32 = std::env::args().nth(1).ok_or("which process?")?.parse()?;
     let procfs = ProcFs::new(File::open("/proc")?.into());
-    let origin = procfs.identities(pid, &[0, 1, 2]);
+    let identity = |number: i32| {
+        let found = std::fs::metadata(format!("/proc/{pid}/fd/{number}")).ok()?;
+        Some((number, found.dev(), found.ino()))
+    };
+    let origin = (0..3).filter_map(identity).collect();
     let container = DumpContainer {
         cid: "c".to_owned(),
         init: pid,

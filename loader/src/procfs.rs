@@ -4,8 +4,8 @@
 #![forbid(unsafe_code)]
 
 use airlock_wire::error::{Error, Result};
-use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
-use nix::sys::stat::{Mode, fstatat};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::sys::stat::Mode;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -112,16 +112,6 @@ impl ProcFs {
         )?;
         let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
         openat2(root, path, how)
-    }
-
-    /// Device and inode of what those of the descriptors `numbers` that a process has refer to.
-    pub fn identities(&self, pid: i32, numbers: &[i32]) -> Vec<(i32, u64, u64)> {
-        let identity = |number: i32| {
-            let path = format!("{pid}/fd/{number}");
-            let stat = fstatat(&self.0, path.as_str(), AtFlags::empty()).ok()?;
-            Some((number, stat.st_dev, stat.st_ino))
-        };
-        numbers.iter().filter_map(|n| identity(*n)).collect()
     }
 
     /// Reads `<pid>/<name>`, at most 64 KiB; bytes that are not UTF-8 are replaced.

@@ -26,6 +26,7 @@ pub(super) fn run(
         Ok(ready) => ready,
         Err(e) => return Err((channel, e)),
     };
+    let origin = origin(&ready);
     let (channel, passed) = fds::place(channel, &mut ready.exec, ready.stdio, ready.pass)?;
     let outcome = (|| {
         let process = required_process(&ready.spec)?;
@@ -38,12 +39,18 @@ pub(super) fn run(
             program => program,
         };
         let listener = super::install_with_listener(&mut ready.seccomp, process)?;
+        if order.to_restore && order.in_userns {
+            // The agent looks at this process and makes all others from it, with the privileges of the user namespace
+            // alone. No program runs in the sandbox before they are what they were.
+            process::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0)?;
+        }
         let answer = Answer::Ready {
             pid: nix::unistd::getpid().as_raw(),
             console: ready.master.is_some(),
             listener: listener.is_some(),
             devpts: ready.devpts.is_some(),
             newest_mount: mount::newest_mount().unwrap_or(0),
+            origin,
         };
         let out: Vec<_> =
             [&ready.master, &listener, &ready.devpts].into_iter().flatten().map(AsFd::as_fd).collect();
@@ -85,6 +92,17 @@ struct Prepared {
     master: Option<OwnedFd>,
     devpts: Option<OwnedFd>,
     seccomp: Option<seccomp::Program>,
+}
+
+/// Number, device and inode of the descriptors that come from outside.
+fn origin(ready: &Prepared) -> Vec<(i32, u64, u64)> {
+    let streams = (0..).zip(&ready.stdio);
+    let passed = ready.pass.iter().map(|(number, fd)| (*number, fd));
+    let identity = |(number, fd)| {
+        let stat = nix::sys::stat::fstat(fd).ok()?;
+        Some((number, stat.st_dev, stat.st_ino))
+    };
+    streams.chain(passed).filter_map(identity).collect()
 }
 
 fn required_process(spec: &Spec) -> Result<&Process> {

@@ -37,6 +37,7 @@ pub(super) fn run(channel: UnixStream, order: ExecOrder, fds: Vec<OwnedFd>) -> O
                 listener: listener.is_some(),
                 devpts: false,
                 newest_mount: 0,
+                origin: Vec::new(),
             };
             let out: Vec<_> = [&ready.master, &listener].into_iter().flatten().map(AsFd::as_fd).collect();
             if let Err(e) = binary::send(&channel, &answer, &out) {

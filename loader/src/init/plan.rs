@@ -34,6 +34,9 @@ pub enum Answer {
         devpts: bool,
         /// The newest of the container's mounts (listmount(2)): what is newer was mounted by its programs. 0: unknown.
         newest_mount: u64,
+        /// What came from outside: number in the process, device and inode. Nobody else can tell: in a user namespace,
+        /// the loader may look at the process only when it has executed its program.
+        origin: Vec<(i32, u64, u64)>,
     },
     /// It did not work; the process exits after this.
     Failed(airlock_wire::error::Error),

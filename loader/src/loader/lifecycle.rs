@@ -105,7 +105,6 @@ impl Loader {
             into_cgroup: cgroup.and_then(Cgroup::v2_dir),
             role: Role::Container,
         };
-        let passed: Vec<i32> = (0..3).chain(parts.pass.iter().map(|(number, _)| *number)).collect();
         let (process, channel) = self.spawner_fork(container, placement, true)?;
         let (order, fds) = self.create_order(container, spec_text, bundle, parts)?;
         let answer = (|| {
@@ -114,8 +113,9 @@ impl Loader {
             drop(refs);
             drop(fds);
             match binary::recv::<Answer>(&channel) {
-                Ok((Answer::Ready { pid, console, listener, devpts, newest_mount }, fds)) => {
+                Ok((Answer::Ready { pid, console, listener, devpts, newest_mount, origin }, fds)) => {
                     let _ = container.newest_mount.set(newest_mount);
+                    let _ = container.origin.set(origin);
                     Ok((pid, console, listener, devpts, fds))
                 }
                 Ok((Answer::Failed(e), _)) => Err(e),
@@ -130,7 +130,6 @@ impl Loader {
             }
         };
         process.set_ns_pid(pid);
-        let _ = container.origin.set(self.config.procfs.identities(process.pid, &passed));
         let mut fds = fds.into_iter();
         let console = if has_console { fds.next() } else { None };
         let listener = if has_listener { fds.next() } else { None };

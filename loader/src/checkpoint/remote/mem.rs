@@ -30,6 +30,7 @@ impl Mem {
     /// When a page is missing or unreadable (nothing is to be expected of `buffer` then), or the task has ended.
     pub fn read(&self, addr: u64, buffer: &mut [u8]) -> Result<()> {
         let n = ptrace::read_memory(self.tid, addr, buffer)
+            .or_else(|e| self.by_file(e, |file| file.read_at(buffer, addr)))
             .map_err(|e| self.error("read", addr, buffer.len(), e))?;
         match n == buffer.len() {
             true => Ok(()),
@@ -84,6 +85,7 @@ impl Mem {
     /// When a page is missing or not writable (a part may have been written then), or the task has ended.
     pub fn write(&self, addr: u64, bytes: &[u8]) -> Result<()> {
         let n = ptrace::write_memory(self.tid, addr, bytes)
+            .or_else(|e| self.by_file(e, |file| file.write_at(bytes, addr)))
             .map_err(|e| self.error("write", addr, bytes.len(), e))?;
         match n == bytes.len() {
             true => Ok(()),
@@ -109,6 +111,13 @@ impl Mem {
     /// When it cannot be opened: no procfs (see [`super::use_procfs`]), the task has ended, or permissions.
     pub fn descriptor(&self) -> Result<BorrowedFd<'_>> {
         self.file().map(File::as_fd)
+    }
+
+    /// What is denied now (a process that has changed its user, in a user namespace) may be done with what was opened
+    /// before, see [`Mem::descriptor`].
+    fn by_file(&self, e: Errno, act: impl FnOnce(&File) -> std::io::Result<usize>) -> nix::Result<usize> {
+        let file = self.file.get().filter(|_| e == Errno::EPERM).ok_or(e)?;
+        act(file).map_err(|_| e)
     }
 
     fn file(&self) -> Result<&File> {

@@ -113,7 +113,8 @@ pub fn run(link: &Link, procfs: ProcFs, order: RestoreOrder, mut fds: Vec<OwnedF
     report.pages = pages;
     report.bytes = pages * super::pages::PAGE;
     report.phases = watch.phases();
-    let Some(monitor) = monitor else { return link.send(&Event::Restored(report)) };
+    // Nothing follows, even if it was asked to.
+    let Some(monitor) = monitor else { return link.send(&Event::PagesIn(report)) };
     link.send(&Event::Restored(report.clone()))?;
     let outcome = if on_demand { wanted(link, &monitor) } else { Ok(()) };
     let outcome = outcome.and_then(|()| bring(link, &monitor));

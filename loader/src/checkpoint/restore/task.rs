@@ -93,6 +93,12 @@ fn finish(ctx: &mut Context, index: usize, bounds: &BTreeMap<Id, Bounds>) -> Res
         last_cap: last_capability(&ctx.procfs),
     };
     let failed = |e: Error| e.context(format!("restoring process {}", saved.pid));
+    if ctx.order.in_userns {
+        // Once it has changed its user, it cannot be looked at any more.
+        for tracee in &proc.threads {
+            tracee.mem().descriptor().map_err(failed)?;
+        }
+    }
     let mut warnings = finishing.outside(&proc.threads);
     warnings.extend(finishing.inside(proc).map_err(failed)?);
     let name =

@@ -75,7 +75,7 @@ impl Tree {
                 return Err(Error::failure(format!("the init of container {container} was not taken over")));
             };
             let failed = |e: Error| e.context(format!("preparing the init of container {container}"));
-            prepare(&mut tracee, &region).map_err(failed)?;
+            prepare(&mut tracee, &region, ctx.order.in_userns).map_err(failed)?;
             let status = Status::parse(&ctx.procfs.read(tracee.tid(), "status")?)?;
             if ctx.means.cpus.is_empty() {
                 ctx.means = means(&tracee, &status).map_err(failed)?;
@@ -263,8 +263,9 @@ fn sharing(process: &ProcessState, parent: &ProcessState) -> u64 {
     flags as u64
 }
 
-/// Rids a waiting init of what its children would inherit, or stumble over when its memory is gone.
-fn prepare(tracee: &mut Tracee, region: &Region) -> Result<()> {
+/// Rids a waiting init of what its children would inherit, or stumble over when its memory is gone. Nobody shall look at
+/// it, or write a core file of it, before it is what it was; `visible` if that would keep the agent out as well.
+fn prepare(tracee: &mut Tracee, region: &Region, visible: bool) -> Result<()> {
     tracee.set_sigmask(u64::MAX)?;
     let mut batch = Batch::new();
     if let Some(rseq) = tracee.rseq_configuration()?.filter(|c| c.pointer != 0) {
@@ -281,8 +282,7 @@ fn prepare(tracee: &mut Tracee, region: &Region) -> Result<()> {
     for (option, value) in [
         (libc::PR_SET_PDEATHSIG, 0),
         (libc::PR_SET_CHILD_SUBREAPER, 0),
-        // Nobody shall look at it, or write a core file of it, before it is what it was.
-        (libc::PR_SET_DUMPABLE, 0),
+        (libc::PR_SET_DUMPABLE, visible.into()),
     ] {
         batch.must(libc::SYS_prctl, [option.into(), Arg::from(value), Arg::NULL, Arg::NULL, Arg::NULL]);
     }
@@ -301,6 +301,8 @@ fn means(tracee: &Tracee, status: &Status) -> Result<Means> {
 
 /// What is seen of a zombie: its name and its user.
 fn show_as(tracee: &mut Tracee, region: &Region, thread: &ThreadState) -> Result<()> {
+    // In a user namespace it cannot be looked at any more when it has changed its user.
+    tracee.mem().descriptor()?;
     let mut batch = Batch::new();
     let name = batch.text(thread.comm.get(..15).unwrap_or(&thread.comm));
     batch.call(libc::SYS_prctl, [libc::PR_SET_NAME.into(), name]);

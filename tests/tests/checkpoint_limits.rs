@@ -1,0 +1,327 @@
+//! Checkpoints where there is less than usual: fewer privileges, memory or CPUs, and state that nobody can save.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
+
+use airlock_tests::oci::{BASE, all_capabilities, chown_all, in_user_namespace, mount};
+use airlock_tests::programs::host_bundle;
+use airlock_tests::revive::{Running, Way, revive, row_bundle};
+use airlock_tests::{Bundle, State, leaks, need, need_inside, unique, wait};
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{BufRead, BufReader, IoSlice, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Stdio;
+
+/// The bundle of a row in a user namespace.
+fn mapped(name: &str) -> Bundle {
+    let bundle = row_bundle(name, &[], |config| {
+        in_user_namespace(config);
+        all_capabilities(config);
+    });
+    chown_all(&bundle.rootfs(), BASE);
+    bundle
+}
+
+#[test]
+fn a_container_in_a_user_namespace() {
+    need!("gcc", "busybox");
+    for name in ["threads", "process", "pipes", "zombies", "pidfd", "unixsock"] {
+        println!("{name}");
+        revive(&mapped(name), &[Way::Plain, Way::Background]);
+    }
+}
+
+#[test]
+fn in_a_user_namespace_memory_comes_before_the_program_runs() {
+    need!("gcc", "busybox");
+    let (state, dir, bundle) = (State::new(), tempfile::tempdir().unwrap(), mapped("threads"));
+    let (image, work) = (dir.path().join("image"), dir.path().join("work"));
+    fs::create_dir(&work).unwrap();
+    let first = Running::start(&state, &bundle, dir.path());
+    first.wait_for("ready\n");
+    first.checkpoint(&image, &[]);
+    first.delete();
+    let more = ["--background", "--work-path", work.to_str().unwrap()];
+    let copy = Running::restore(&state, &bundle, &image, dir.path(), &more);
+    let log = fs::read_to_string(work.join("restore.log")).unwrap();
+    assert!(log.contains("memory was restored before the program ran"), "{log}");
+    copy.verify();
+    copy.delete();
+}
+
+#[test]
+fn in_a_user_namespace_shared_memory_is_refused_before_anything_is_disturbed() {
+    need!("gcc", "busybox");
+    let (state, dir, bundle) = (State::new(), tempfile::tempdir().unwrap(), mapped("memfd"));
+    let first = Running::start(&state, &bundle, dir.path());
+    first.wait_for("ready\n");
+    let image = dir.path().join("image");
+    let told = state.fails(["checkpoint", "--image-path", image.to_str().unwrap(), &first.id]);
+    for words in ["nothing was disturbed", "process 1", "shared memory", "CAP_CHECKPOINT_RESTORE"] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    first.verify();
+    first.delete();
+}
+
+/// A program with 64 MiB that are like no others, and which it verifies; `first` comes before it says `ready`.
+fn heavy(first: &str, edit: impl FnOnce(&mut Value)) -> Bundle {
+    let program = format!(
+        "import os, signal, hashlib
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+memory = os.urandom(64 << 20)
+sum = hashlib.md5(memory).digest()
+{first}
+print('ready', flush=True)
+signal.sigwait([signal.SIGUSR1])
+print('cpus', sorted(os.sched_getaffinity(0)), flush=True)
+print('ok' if hashlib.md5(memory).digest() == sum else 'memory is not as it was', flush=True)"
+    );
+    host_bundle(&["/usr/bin/python3", "-c", &program], edit)
+}
+
+/// Starts a bundle, saves it, and has its configuration changed.
+fn saved(bundle: &Bundle, dir: &Path, edit: impl FnOnce(&mut Value)) -> State {
+    let state = State::new();
+    let first = Running::start(&state, bundle, dir);
+    first.wait_for("ready\n");
+    first.checkpoint(&dir.join("image"), &[]);
+    first.delete();
+    let mut config = bundle.config();
+    edit(&mut config);
+    bundle.write_config(&config);
+    state
+}
+
+fn little_memory(config: &mut Value) {
+    config["linux"]["resources"]["memory"] = json!({"limit": 16 << 20, "swap": 16 << 20});
+}
+
+#[test]
+fn a_restore_with_too_little_memory_fails_and_leaves_nothing() {
+    need_inside!("python3");
+    let (bundle, dir) = (heavy("", |_| {}), tempfile::tempdir().unwrap());
+    let state = saved(&bundle, dir.path(), little_memory);
+    let image = dir.path().join("image");
+    for more in [&[][..], &["--background"]] {
+        let id = unique("tight");
+        let args =
+            ["restore", "--detach", "--bundle", bundle.text(), "--image-path", image.to_str().unwrap()];
+        let out = state.command([&args, more, &[id.as_str()]].concat()).output().unwrap();
+        let told = if more.is_empty() {
+            assert!(!out.status.success());
+            String::from_utf8_lossy(&out.stderr).into_owned()
+        } else {
+            // It fails as soon as too much of the memory has come, which may be before the command ends.
+            wait::until("the container ends", || {
+                let listed = state.ok(["list", "-q"]).contains(&id);
+                (!listed || state.status(&id) == "stopped").then_some(())
+            });
+            let reason = state.run(["state", &id]);
+            state.run(["delete", "--force", &id]);
+            String::from_utf8([reason.stdout, out.stderr].concat()).unwrap()
+        };
+        assert!(told.contains("is memory short?") || told.contains("oom"), "{more:?}: {told}");
+        leaks::nothing_left(&state, &id);
+    }
+}
+
+#[test]
+fn a_restore_with_fewer_cpus() {
+    need_inside!("python3");
+    if std::thread::available_parallelism().unwrap().get() < 2 {
+        airlock_tests::skip!("needs two CPUs");
+    }
+    for (pinned, expected) in [("os.sched_setaffinity(0, {1})", "cpus [0]"), ("", "cpus [0]")] {
+        let (bundle, dir) = (heavy(pinned, |_| {}), tempfile::tempdir().unwrap());
+        let state = saved(&bundle, dir.path(), |config| {
+            config["linux"]["resources"]["cpu"] = json!({"cpus": "0"});
+        });
+        for more in [&[][..], &["--background"]] {
+            let copy = Running::restore(&state, &bundle, &dir.path().join("image"), dir.path(), more);
+            copy.verify();
+            assert!(copy.output().contains(expected), "{}", copy.output());
+            copy.delete();
+        }
+    }
+}
+
+#[test]
+fn all_that_cannot_be_saved_is_named_at_once_and_goes_on() {
+    need_inside!("python3");
+    let outside = tempfile::tempdir().unwrap();
+    let bundle = host_bundle(&["/usr/bin/python3", "/programs/unsavable.py"], |config| {
+        all_capabilities(config);
+        mount(config, "/outside", "bind", outside.path().to_str().unwrap(), &["bind"]);
+    });
+    fs::create_dir(bundle.rootfs().join("outside")).unwrap();
+    let listener = UnixListener::bind(outside.path().join("socket")).unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut peer, _) = listener.accept().unwrap();
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let passed = [reader.as_raw_fd()];
+        let passed = [nix::sys::socket::ControlMessage::ScmRights(&passed)];
+        let byte = [IoSlice::new(b"x")];
+        let flags = nix::sys::socket::MsgFlags::empty();
+        nix::sys::socket::sendmsg::<()>(peer.as_raw_fd(), &byte, &passed, flags, None).unwrap();
+        let mut line = [0; 11];
+        peer.read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"still there");
+        writer.write_all(b"answer").unwrap();
+        peer.write_all(b"answer").unwrap();
+    });
+    let (state, dir) = (State::new(), tempfile::tempdir().unwrap());
+    let first = Running::start(&state, &bundle, dir.path());
+    first.wait_for("ready\n");
+    let said = first.output();
+    for option in ["--dry-run", "--leave-running"] {
+        let image = dir.path().join("image");
+        let out = state.run(["checkpoint", option, "--image-path", image.to_str().unwrap(), &first.id]);
+        assert!(!out.status.success());
+        // A dry run's findings are its result.
+        let told = String::from_utf8([out.stdout, out.stderr].concat()).unwrap();
+        for line in said.lines() {
+            let (fd, kind) = line.split_once(' ').unwrap_or((line, ""));
+            let place = match (fd.parse::<u32>(), kind) {
+                (Ok(pid), "namespace") => format!("process {pid} (\"python3\")"),
+                (Ok(fd), _) => format!("descriptor {fd}:"),
+                (Err(_), _) if line == "mapping" => "io_uring: mapping".to_owned(),
+                // The kernel has none of these.
+                _ => continue,
+            };
+            // A dry run has a line for each.
+            let findings = told.replace("; process ", "\nprocess ");
+            let kind = kind.trim_end_matches("_event");
+            let named =
+                findings.lines().any(|l| l.contains(&place) && l.contains("process") && l.contains(kind));
+            assert!(named, "{place} {kind}: {told}");
+        }
+        assert!(!image.join("checkpoint.img").exists());
+    }
+    first.verify();
+    server.join().unwrap();
+    first.delete();
+}
+
+/// A shell that answers every line it reads, through a pipe.
+const ECHO: &str = "echo ready; while read line; do echo \"$(echo got $line | cat)\"; done";
+
+/// A program with its standard input and output at the test's hands.
+struct Spoken {
+    id: String,
+    input: std::io::PipeWriter,
+    output: BufReader<std::io::PipeReader>,
+}
+
+impl Spoken {
+    fn launch(state: &State, args: &[&str]) -> Self {
+        let id = unique("spoken");
+        let (stdin, input) = std::io::pipe().unwrap();
+        let (output, stdout) = std::io::pipe().unwrap();
+        let errors = tempfile::tempfile().unwrap();
+        let mut command = state.command(args.iter().copied().chain([id.as_str()]));
+        command.stdin(stdin).stdout(stdout).stderr(errors.try_clone().unwrap());
+        let status = command.status().unwrap();
+        assert!(status.success(), "{args:?}: {}", airlock_tests::read_all(errors));
+        Self { id, input, output: BufReader::new(output) }
+    }
+
+    #[track_caller]
+    fn hears(&mut self, expected: &str) {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        assert_eq!(line, format!("{expected}\n"));
+    }
+
+    #[track_caller]
+    fn answers(&mut self, word: &str) {
+        writeln!(self.input, "{word}").unwrap();
+        self.hears(&format!("got {word}"));
+    }
+}
+
+#[test]
+fn a_pod_with_its_standard_streams() {
+    need!("busybox");
+    let (state, dir) = (State::new(), tempfile::tempdir().unwrap());
+    let image = dir.path().join("image");
+    let image = image.to_str().unwrap();
+    let root = Bundle::with(&["sh", "-c", ECHO], |c| {
+        c["annotations"] = json!({"io.kubernetes.cri.container-type": "sandbox"});
+    });
+    let member = Bundle::new(&["sh", "-c", ECHO]);
+    let of = |pod: &Spoken| {
+        let mut config = member.config();
+        config["annotations"] = json!({
+            "io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.sandbox-id": pod.id,
+        });
+        member.write_config(&config);
+    };
+    let mut first = Spoken::launch(&state, &["run", "--detach", "--bundle", root.text()]);
+    first.hears("ready");
+    of(&first);
+    let mut second = Spoken::launch(&state, &["run", "--detach", "--bundle", member.text()]);
+    second.hears("ready");
+    first.answers("one");
+    second.answers("two");
+    state.ok(["checkpoint", "--image-path", image, &first.id]);
+    for id in [&second.id, &first.id] {
+        state.ok(["delete", "--force", id]);
+    }
+    for more in [&[][..], &["--background"]] {
+        let restore = |bundle: &Bundle| {
+            let args = ["restore", "--detach", "--bundle", bundle.text(), "--image-path", image];
+            Spoken::launch(&state, &[&args, more].concat())
+        };
+        let mut pod = restore(&root);
+        of(&pod);
+        let mut member = restore(&member);
+        // What they were given now, and none of it to the other.
+        pod.answers("three");
+        member.answers("four");
+        pod.answers("five");
+        for id in [&member.id, &pod.id] {
+            state.ok(["delete", "--force", id]);
+            leaks::nothing_left(&state, id);
+        }
+    }
+}
+
+#[test]
+fn a_session_that_runs_at_the_checkpoint_is_no_obstacle() {
+    need!("busybox");
+    let (state, dir) = (State::new(), tempfile::tempdir().unwrap());
+    let (image, bundle) = (dir.path().join("image"), Bundle::new(&["sh", "-c", ECHO]));
+    let image = image.to_str().unwrap();
+    let mut first = Spoken::launch(&state, &["run", "--detach", "--bundle", bundle.text()]);
+    first.hears("ready");
+    let mut session = state.command(["exec", &first.id, "sh", "-c", ECHO]);
+    let session = session.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut session = session.spawn().unwrap();
+    let mut output = BufReader::new(session.stdout.take().unwrap());
+    let mut next = || {
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        line
+    };
+    assert_eq!(next(), "ready\n");
+    // It goes on if the container does.
+    state.ok(["checkpoint", "--leave-running", "--image-path", image, &first.id]);
+    writeln!(session.stdin.as_ref().unwrap(), "still").unwrap();
+    assert_eq!(next(), "got still\n");
+    first.answers("one");
+    // And ends with it.
+    state.ok(["checkpoint", "--image-path", image, &first.id]);
+    assert!(!session.wait().unwrap().success());
+    assert_eq!(next(), "");
+    state.ok(["delete", "--force", &first.id]);
+    let mut copy =
+        Spoken::launch(&state, &["restore", "--detach", "--bundle", bundle.text(), "--image-path", image]);
+    copy.answers("two");
+    // The shell, and nobody of the session.
+    let pids: Vec<i32> = serde_json::from_str(&state.ok(["ps", "--format", "json", &copy.id])).unwrap();
+    assert_eq!(pids.len(), 1, "{pids:?}");
+}
