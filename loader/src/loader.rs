@@ -96,6 +96,7 @@ pub struct Loader {
     forwards: forward::Forwards,
     usage: usage::Live,
     session: Mutex<Option<trace::Live>>,
+    strace: Mutex<Option<trace::Watch>>,
     network: network::Network,
     generation: String,
 }
@@ -117,6 +118,7 @@ impl Loader {
             forwards: forward::Forwards::new()?,
             usage: usage::Live::default(),
             session: Mutex::default(),
+            strace: Mutex::default(),
             network: network::Network::default(),
             generation: Generation::new()
                 .map_err(|e| Error::from(e).context("making a generation ID"))?

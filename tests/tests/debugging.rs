@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A sandbox whose root container, over the host's root filesystem, runs `argv`.
@@ -36,6 +37,22 @@ impl Sandbox {
     fn file(&self, name: &str) -> String {
         self.state.dir.path().join(name).to_str().unwrap().to_owned()
     }
+
+    /// That of the sandbox process, and its workers.
+    fn pid_namespace(&self) -> PathBuf {
+        let loader = self.state.state(&self.id)["pid"].as_i64().unwrap();
+        std::fs::read_link(format!("/proc/{loader}/ns/pid")).unwrap()
+    }
+}
+
+/// How many workers there are in a pid namespace.
+fn workers(namespace: &Path) -> usize {
+    let pids = std::fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().into_string().ok());
+    pids.filter(|pid| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim_end() == "airlock-worker")
+            && std::fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|n| n == namespace)
+    })
+    .count()
 }
 
 /// A program that works in functions with names.
@@ -179,20 +196,10 @@ fn a_containers_profile_that_cannot_be() {
     let file = tempfile::tempfile().unwrap();
     let Caller::Json(urpc) = &mut client else { unreachable!() };
     urpc.send(METHOD, &json!({"cid": sandbox.id, "duration": 3_600_000_000_000u64}), &[file.as_fd()]);
-    let workers = || {
-        let pids = std::fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().into_string().ok());
-        let loader = sandbox.state.state(&sandbox.id)["pid"].as_i64().unwrap();
-        let ns = std::fs::read_link(format!("/proc/{loader}/ns/pid")).unwrap();
-        pids.filter(|pid| {
-            std::fs::read_to_string(format!("/proc/{pid}/comm"))
-                .is_ok_and(|c| c.trim_end() == "airlock-worker")
-                && std::fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|n| n == ns)
-        })
-        .count()
-    };
-    wait::until("a worker is there", || (workers() == 1).then_some(()));
+    let ns = sandbox.pid_namespace();
+    wait::until("a worker is there", || (workers(&ns) == 1).then_some(()));
     drop(client);
-    wait::until("the worker ends", || (workers() == 0).then_some(()));
+    wait::until("the worker ends", || (workers(&ns) == 0).then_some(()));
 }
 
 #[test]
@@ -275,6 +282,107 @@ fn profiles_of_the_sandbox_process_are_read_by_pprof() {
     let waits = pprof(&["-top", "-cum"], &block);
     assert!(waits.contains("Type: delay") && waits.contains("poll"), "{waits}");
     assert!(pprof(&["-top"], &mutex).contains("Type: delay"));
+}
+
+/// What strace writes into a log, without what the loader does.
+fn strace_lines(log: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(log).unwrap();
+    text.lines().filter_map(|l| Some(l.split_once("] strace: ")?.1.to_owned())).collect()
+}
+
+#[test]
+fn system_calls_are_in_the_log_while_that_is_asked_for() {
+    need!("busybox");
+    if let Err(e) = airlock_loader::sys::tracing::kernel_types() {
+        skip!("needs BPF with the kernel's types: {e}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log").to_str().unwrap().to_owned();
+    // The level of the log does not matter.
+    let sandbox = Sandbox::run(&["--debug-log", &log], &SLEEPING);
+    let (state, id) = (&sandbox.state, sandbox.id.as_str());
+    state.ok(["debug", "--log-level", "warning", id]);
+    let change = |caller: &mut Caller, on: bool, names: Value| {
+        caller.ok(
+            "Logging.Change",
+            &json!({"SetStrace": true, "EnableStrace": on, "StraceAllowlist": names}),
+            &[],
+        );
+    };
+    let cat = |name: &str| state.fails(["exec", id, "/bin/sh", "-c", &format!("/bin/cat {name}; exit 1")]);
+    let count = |text: &str| strace_lines(&log).iter().filter(|l| l.contains(text)).count();
+    for (n, mut caller) in sandbox.both().into_iter().enumerate() {
+        cat("/no/before");
+        change(&mut caller, true, json!(["openat", "execve", "exit_group"]));
+        let file = format!("/no/such-{n}");
+        cat(&file);
+        // Unknown names change nothing, and a session of a user's own is another matter.
+        let wrong = json!({"SetStrace": true, "EnableStrace": true, "StraceAllowlist": ["openat", "reed"]});
+        let error = caller.fails("Logging.Change", &wrong, &[]);
+        assert!(error.starts_with("error configuring strace: syscall \"reed\" not found"), "{error}");
+        let session = json!({"Config": {"name": "Default", "points": [{"name": "sentry/execve"}],
+            "sinks": [{"name": "file"}]}});
+        let mut events = tempfile::tempfile().unwrap();
+        caller.ok("containerManager.CreateTraceSession", &session, &[events.as_fd()]);
+        cat("/no/both");
+        change(&mut caller, false, Value::Null);
+        let lines = strace_lines(&log);
+        let opened = format!(
+            "cat: openat(fd: AT_FDCWD, pathname: \"{file}\", flags: 0x0, mode: 0o0) = -1 ENOENT (No such file or directory)"
+        );
+        assert_eq!(count(&opened), 1, "{lines:#?}");
+        assert!(
+            count(&format!("pathname: \"/bin/cat\", argv: [\"/bin/cat\", \"{file}\"]")) > 0,
+            "{lines:#?}"
+        );
+        assert!(
+            lines.iter().any(|l| l.contains(": exit_group(0x1, ") && l.ends_with(" <unfinished ...>")),
+            "{lines:#?}"
+        );
+        assert_eq!((count("/no/before"), count(" read("), count("close(")), (0, 0, 0), "{lines:#?}");
+        assert!(count("\"/no/both\"") > 0, "{lines:#?}");
+        cat("/no/after");
+        caller.ok("containerManager.DeleteTraceSession", &json!("Default"), &[]);
+        let mut told = String::new();
+        events.rewind().unwrap();
+        events.read_to_string(&mut told).unwrap();
+        assert!(told.contains("/no/both") && told.contains("/no/after"), "{told}");
+        assert_eq!(strace_lines(&log), lines, "nothing more once it is off");
+    }
+    // Every call, replaced by some, by the command line.
+    state.ok(["debug", "--strace=all", id]);
+    cat("/no/all");
+    state.ok(["debug", "--strace", "read,statx", id]);
+    let all = strace_lines(&log);
+    for name in [": mmap(", ": brk(", ": execve(", ": close(", ": write("] {
+        assert!(all.iter().any(|l| l.contains(name)), "{name}: {all:#?}");
+    }
+    cat("/no/some");
+    state.ok(["debug", "-strace", "none", id]);
+    let some = strace_lines(&log).split_off(all.len());
+    assert!(some.iter().any(|l| l.contains(": read(fd: ")), "{some:#?}");
+    assert!(some.iter().all(|l| l.contains(": read(") || l.contains(": statx(")), "{some:#?}");
+    let error = state.fails(["debug", "--strace", "read,reed", id]);
+    assert!(error.contains("syscall \"reed\" not found"), "{error}");
+    // It ends with the sandbox.
+    let ns = sandbox.pid_namespace();
+    wait::until("nobody works while it is off", || (workers(&ns) == 0).then_some(()));
+    state.ok(["debug", "--strace", "all", id]);
+    assert_eq!(workers(&ns), 1);
+    state.ok(["delete", "--force", id]);
+    wait::until("the worker ends", || (workers(&ns) == 0).then_some(()));
+}
+
+#[test]
+fn without_a_log_there_is_no_place_for_system_calls() {
+    let sandbox = Sandbox::run(&[], &SLEEPING);
+    for mut caller in sandbox.both() {
+        let on = json!({"SetStrace": true, "EnableStrace": true});
+        let error = caller.fails("Logging.Change", &on, &[]);
+        assert!(error.starts_with("error configuring strace: this sandbox has no log"), "{error}");
+        caller.ok("Logging.Change", &json!({"SetStrace": true}), &[]);
+    }
+    assert!(sandbox.state.fails(["debug", "--strace=all", &sandbox.id]).contains("--debug-log"));
 }
 
 #[test]

@@ -212,9 +212,10 @@ fn runsc_looks_into_the_sandbox() {
         assert!(usage["Total"].as_u64().unwrap() > 0, "{usage}");
         assert!(usage["Tmpfs"].is_u64() && usage["Ramdiskfs"].is_u64(), "{usage}");
     }
-    // What we do not have is refused in words, and nothing comes of it.
+    // What this sandbox does not have, as it has no log, is refused in words, and nothing comes of it.
     let strace = view.call(&["debug", "-strace", "all", id]).fails();
-    assert!(strace.contains("trace session"), "{strace}");
+    assert!(strace.contains("--debug-log"), "{strace}");
+    view.ok(&["debug", "-strace", "off", id]);
     assert_eq!(ours.state.status(id), "running");
 }
 

@@ -1,11 +1,14 @@
-//! The trace session of a sandbox: at most one, run by a worker ([`crate::worker::TraceSession`]).
+//! The trace session of a sandbox: at most one, run by a worker ([`crate::worker::TraceSession`]); and, independent of it,
+//! another worker that writes system calls into the sandbox's log.
 #![forbid(unsafe_code)]
 
 use super::{Loader, Working};
+use crate::boot::logging;
 use crate::container::{Container, Process, lock};
 use crate::trace::config::plan;
 use crate::trace::message::{Known, Start};
-use crate::worker::{TraceRequest, TraceSession};
+use crate::trace::strace;
+use crate::worker::{TraceRequest, TraceSession, Traced};
 use airlock_wire::api::trace::{SessionConfig, SinkConfig, SinkStatus};
 use airlock_wire::api::types::{Json, List};
 use airlock_wire::binary;
@@ -13,7 +16,7 @@ use airlock_wire::error::{Error, Kind, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::HashMap;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// How long a session may take to answer; it may be waiting for a sink.
@@ -25,6 +28,12 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Live {
     config: SessionConfig,
+    watch: Watch,
+}
+
+/// A worker that traces the containers.
+#[derive(Debug)]
+pub(super) struct Watch {
     working: Working,
     numbers: Numbers,
 }
@@ -49,6 +58,48 @@ impl Loader {
             return Err(Error::invalid_state(format!("session {:?} already exists", config.name)));
         }
         let given = assign(&config, fds.len())?;
+        let donated: Vec<_> = match given.len() == fds.len() {
+            // One for each sink: those that need none are not passed on.
+            true => fds.iter().zip(&given).filter(|(_, given)| **given).map(|(fd, _)| fd.as_fd()).collect(),
+            false => fds.iter().map(AsFd::as_fd).collect(),
+        };
+        let watch = self.watch(Traced::Session { config: Json(config.clone()), given }, &donated)?;
+        // A replaced session ends when the new one has begun.
+        if let Some(old) = session.replace(Live { config, watch }) {
+            old.watch.end();
+        }
+        Ok(())
+    }
+
+    /// Writes the containers' system calls of these names into the sandbox's log from now on, without names all of them;
+    /// with `None` no more. Blocks until that is so; at the end all that has happened is in the log.
+    ///
+    /// # Errors
+    /// `syscall "x" not found`; the sandbox has no log; what prevents tracing on this machine. What was written until then
+    /// is written on.
+    pub fn strace(&self, calls: Option<&[String]>) -> Result<()> {
+        let calls = calls.map(strace::numbers).transpose()?;
+        let mut strace = lock(&self.strace);
+        let new = match calls {
+            Some(calls) => {
+                let log = logging::file().ok_or_else(|| {
+                    Error::invalid_state(
+                        "this sandbox has no log to write system calls to: start it with the global option --debug-log, or \
+                         use a trace session",
+                    )
+                })?;
+                Some(self.watch(Traced::Strace(calls), &[log.as_fd()])?)
+            }
+            None => None,
+        };
+        if let Some(old) = std::mem::replace(&mut *strace, new) {
+            old.end();
+        }
+        Ok(())
+    }
+
+    /// Has a worker trace the containers that there are.
+    fn watch(&self, what: Traced, fds: &[BorrowedFd<'_>]) -> Result<Watch> {
         let mut numbers = Numbers::default();
         let mut v2 = false;
         let mut containers = Vec::new();
@@ -58,18 +109,18 @@ impl Loader {
                 containers.push(known);
             }
         }
-        let donated: Vec<_> = match given.len() == fds.len() {
-            // One for each sink: those that need none are not passed on.
-            true => fds.iter().zip(&given).filter(|(_, given)| **given).map(|(fd, _)| fd.as_fd()).collect(),
-            false => fds.iter().map(AsFd::as_fd).collect(),
-        };
-        let task = TraceSession { config: Json(config.clone()), given, containers, v2 };
-        let ((), _, working) = self.work(task, &donated)?;
-        // A replaced session ends when the new one has begun.
-        if let Some(old) = session.replace(Live { config, working, numbers }) {
-            old.end();
+        let ((), _, working) = self.work(TraceSession { what, containers, v2 }, fds)?;
+        Ok(Watch { working, numbers })
+    }
+
+    /// Does something with each worker that traces.
+    fn watches(&self, mut each: impl FnMut(&mut Watch)) {
+        if let Some(live) = lock(&self.session).as_mut() {
+            each(&mut live.watch);
         }
-        Ok(())
+        if let Some(watch) = lock(&self.strace).as_mut() {
+            each(watch);
+        }
     }
 
     /// Ends a session: what has happened until now is told to the sinks before.
@@ -79,7 +130,7 @@ impl Loader {
     pub fn delete_trace_session(&self, name: &str) -> Result<()> {
         let mut session = lock(&self.session);
         match session.take_if(|live| live.config.name == name) {
-            Some(live) => live.end(),
+            Some(live) => live.watch.end(),
             None => return Err(Error::no_such_entity(format!("session {name:?} not found"))),
         }
         Ok(())
@@ -89,7 +140,7 @@ impl Loader {
     pub fn trace_sessions(&self) -> Vec<SessionConfig> {
         let mut session = lock(&self.session);
         let Some(live) = session.as_ref() else { return Vec::new() };
-        let dropped = match live.ask(&TraceRequest::Status) {
+        let dropped = match live.watch.ask(&TraceRequest::Status) {
             Ok(dropped) => dropped,
             Err(e) if e.kind == Kind::Disconnected => {
                 log::error!("the trace session's worker has died");
@@ -110,41 +161,44 @@ impl Loader {
         vec![SessionConfig { name: live.config.name.clone(), sinks, ..SessionConfig::default() }]
     }
 
-    /// Ends the session with the sandbox.
+    /// Ends the session, and strace, with the sandbox.
     pub fn end_trace_sessions(&self) {
         if let Some(live) = lock(&self.session).take() {
-            live.end();
+            live.watch.end();
+        }
+        if let Some(watch) = lock(&self.strace).take() {
+            watch.end();
         }
     }
 
     /// A container has its cgroup: what runs there is to be traced.
     pub(super) fn trace_container(&self, container: &Container) {
-        if let Some(live) = lock(&self.session).as_mut() {
-            let told = live.numbers.give(container).and_then(|known| match known {
-                Some(known) => live.ask(&TraceRequest::Know(known)).map(drop),
+        self.watches(|watch| {
+            let told = watch.numbers.give(container).and_then(|known| match known {
+                Some(known) => watch.ask(&TraceRequest::Know(known)).map(drop),
                 None => Ok(()),
             });
             report(told);
-        }
+        });
     }
 
     /// A container's program is about to be executed.
     pub(super) fn trace_start(&self, container: &Container, init: &Process) {
-        if let Some(live) = lock(&self.session).as_ref()
-            && let Some(number) = live.numbers.by_cid.get(&container.cid)
-        {
-            let start = self.describe_start(container, init, *number);
-            report(live.ask(&TraceRequest::Start(start)).map(drop));
-        }
+        self.watches(|watch| {
+            if let Some(number) = watch.numbers.by_cid.get(&container.cid) {
+                let start = self.describe_start(container, init, *number);
+                report(watch.ask(&TraceRequest::Start(start)).map(drop));
+            }
+        });
     }
 
     /// A container is gone.
     pub(super) fn trace_forget(&self, container: &Container) {
-        if let Some(live) = lock(&self.session).as_mut()
-            && let Some(number) = live.numbers.by_cid.remove(&container.cid)
-        {
-            report(live.ask(&TraceRequest::Forget(number)).map(drop));
-        }
+        self.watches(|watch| {
+            if let Some(number) = watch.numbers.by_cid.remove(&container.cid) {
+                report(watch.ask(&TraceRequest::Forget(number)).map(drop));
+            }
+        });
     }
 
     fn describe_start(&self, container: &Container, init: &Process, number: u32) -> Start {
@@ -187,7 +241,7 @@ impl Numbers {
     }
 }
 
-impl Live {
+impl Watch {
     /// Asks the worker, and waits for its answer for a while.
     fn ask(&self, request: &TraceRequest) -> Result<Vec<u64>> {
         let channel = &self.working.channel;

@@ -5,7 +5,7 @@ use super::config;
 use super::event::Event;
 use super::message::{Known, Teller};
 use super::points::{CONTEXT, Point};
-use super::wire;
+use super::{strace, wire};
 use airlock_wire::api::trace::{PointConfig, SessionConfig};
 
 /// A session with every point and every field.
@@ -40,6 +40,7 @@ pub fn trace(data: &[u8]) {
         let mut bytes = Vec::new();
         wire::protobuf(&message.fields, &mut bytes);
         let _ = serde_json::Value::Object(wire::json(&message.fields)).to_string();
+        assert!(strace::line(&message).is_none_or(|l| l.matches(['\n', '\r']).count() == 1));
     }
 }
 

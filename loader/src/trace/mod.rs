@@ -6,6 +6,7 @@
 //! event            records, read
 //! message, wire    what is told of an event, and how it is encoded: gVisor's messages in protobuf, or JSON
 //! sink             to whom it is told
+//! strace           the sink that writes system calls into the sandbox's log
 //! session          all of it together, in a worker
 //! ```
 //!
@@ -22,4 +23,5 @@ pub mod message;
 pub mod points;
 pub mod session;
 pub mod sink;
+pub mod strace;
 pub mod wire;

@@ -6,10 +6,12 @@ use super::config::{Plan, plan};
 use super::event::Event;
 use super::message::{Known, Start, Teller};
 use super::sink::Sink;
+use super::strace;
 use crate::sys::tracing::{self, MapKind, Ring};
 use airlock_wire::api::trace::SessionConfig;
 use airlock_wire::error::{Error, Kind, Result};
 use nix::time::{ClockId, clock_gettime};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Bytes of the ring; they count as memory of the sandbox.
@@ -63,6 +65,18 @@ impl Session {
                 Err(e) => return Err(e),
             }
         }
+        Self::watching(plan, sinks, containers, v2)
+    }
+
+    /// Begins one that writes the system calls with these numbers into a log. Containers as in [`Session::begin`].
+    ///
+    /// # Errors
+    /// `trace sessions need …`.
+    pub fn strace(calls: &BTreeSet<u32>, log: OwnedFd, containers: Vec<Known>, v2: bool) -> Result<Self> {
+        Self::watching(strace::plan(calls), vec![Sink::log(log)], containers, v2)
+    }
+
+    fn watching(plan: Plan, sinks: Vec<Sink>, containers: Vec<Known>, v2: bool) -> Result<Self> {
         watch(plan, sinks, containers, v2).map_err(|e| match e.kind {
             Kind::Permission | Kind::Unsupported => Error::unsupported(format!(
                 "trace sessions need BPF with the kernel's types (CONFIG_BPF_SYSCALL, CONFIG_DEBUG_INFO_BTF, Linux 5.15), \

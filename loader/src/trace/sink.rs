@@ -5,6 +5,7 @@
 
 use super::config::{Retries, SinkPlan};
 use super::message::Message;
+use super::strace::Strace;
 use super::wire;
 use airlock_wire::error::{Error, Result};
 use nix::errno::Errno;
@@ -34,6 +35,7 @@ enum Kind {
     Null,
     Remote { socket: OwnedFd, retries: Retries, buffer: Vec<u8> },
     File { file: OwnedFd, lines: Vec<u8>, count: u64, cut: bool },
+    Log(Strace),
 }
 
 impl Sink {
@@ -49,6 +51,11 @@ impl Sink {
             SinkPlan::File => file(fd),
         };
         Ok(Self { kind: kind.map_err(|e| e.context("creating event sink"))?, dropped: 0 })
+    }
+
+    /// The sandbox's log, which gets system calls as lines.
+    pub fn log(log: OwnedFd) -> Self {
+        Self { kind: Kind::Log(Strace::new(log)), dropped: 0 }
     }
 
     /// Messages that it did not get.
@@ -80,6 +87,7 @@ impl Sink {
                     self.dropped += 1;
                 }
             }
+            Kind::Log(strace) => self.dropped += strace.tell(message),
             Kind::File { lines, count, .. } => {
                 let mut object = serde_json::Map::new();
                 object.insert("point".to_owned(), message.point.name().into());
@@ -96,11 +104,15 @@ impl Sink {
 
     /// Writes what is kept back.
     pub fn flush(&mut self) {
-        if let Kind::File { file, lines, count, cut } = &mut self.kind {
-            let missed = append(file, lines, *count, cut);
-            self.dropped += missed;
-            lines.clear();
-            *count = 0;
+        match &mut self.kind {
+            Kind::File { file, lines, count, cut } => {
+                let missed = append(file, lines, *count, cut);
+                self.dropped += missed;
+                lines.clear();
+                *count = 0;
+            }
+            Kind::Log(strace) => self.dropped += strace.settle(self.dropped),
+            Kind::Null | Kind::Remote { .. } => {}
         }
     }
 }
@@ -145,7 +157,7 @@ fn deliver(socket: &OwnedFd, message: &[u8], retries: Retries) -> bool {
 }
 
 /// Appends lines; returns how many of them did not get there. `cut` is whether the last thing there is a part of a line.
-fn append(file: &OwnedFd, lines: &[u8], count: u64, cut: &mut bool) -> u64 {
+pub(super) fn append(file: &OwnedFd, lines: &[u8], count: u64, cut: &mut bool) -> u64 {
     /// How long a reader may take who is at it.
     const PATIENCE: Duration = Duration::from_millis(10);
     if lines.is_empty() {

@@ -31,7 +31,7 @@ pub use mounts::{Filesystem, Mount, Unmount};
 pub use name_addresses::NameAddresses;
 pub use procfs_dump::{ProcfsDump, ProcfsDumped};
 pub use read::ReadFiles;
-pub use trace::{TraceRequest, TraceSession};
+pub use trace::{TraceRequest, TraceSession, Traced};
 pub use upper::TarUpper;
 pub use user_stacks::UserStacks;
 

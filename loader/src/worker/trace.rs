@@ -7,28 +7,41 @@ use crate::trace::session::{AT_ONCE, Session};
 use airlock_wire::api::trace::SessionConfig;
 use airlock_wire::api::types::Json;
 use airlock_wire::binary;
-use airlock_wire::error::{Kind, Result};
+use airlock_wire::error::{Error, Kind, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 /// Events are collected for this long once there are some: waking up for each would cost more than telling it.
 const COLLECT: Duration = Duration::from_millis(2);
 
-/// Runs a session until the loader closes the channel. Descriptors: of those sinks that have one, in their order.
-/// Afterwards it takes [`TraceRequest`]s and answers each with what every sink has not got.
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// Runs a session until the loader closes the channel. Afterwards it takes [`TraceRequest`]s and answers each with what
+/// every sink has not got.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct TraceSession {
-    /// Checked by the loader already.
-    pub config: Json<SessionConfig>,
-    /// For each sink, whether there is a descriptor.
-    pub given: Vec<bool>,
+    /// What is told to whom.
+    pub what: Traced,
     /// The containers that there are.
     pub containers: Vec<Known>,
     /// Their cgroups are in the hierarchy of v2.
     pub v2: bool,
+}
+
+/// What a session tells, to whom.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Traced {
+    /// A user's session. Descriptors: of those sinks that have one, in their order.
+    Session {
+        /// Checked by the loader already.
+        config: Json<SessionConfig>,
+        /// For each sink, whether there is a descriptor.
+        given: Vec<bool>,
+    },
+    /// System calls with these numbers, to the sandbox's log, which is the descriptor.
+    Strace(BTreeSet<u32>),
 }
 
 /// What the loader tells or asks a session.
@@ -49,8 +62,16 @@ impl Task for TraceSession {
 
     fn run(self, _: &Worker, fds: Vec<OwnedFd>) -> Result<Done<Self::Reply>> {
         let mut fds = fds.into_iter();
-        let descriptors = self.given.iter().map(|given| if *given { fds.next() } else { None }).collect();
-        let session = Session::begin(&self.config, descriptors, self.containers, self.v2)?;
+        let session = match self.what {
+            Traced::Session { config, given } => {
+                let descriptors = given.iter().map(|given| if *given { fds.next() } else { None }).collect();
+                Session::begin(&config, descriptors, self.containers, self.v2)?
+            }
+            Traced::Strace(calls) => {
+                let log = fds.next().ok_or_else(|| Error::invalid_argument("no log came"))?;
+                Session::strace(&calls, log, self.containers, self.v2)?
+            }
+        };
         Ok(Done { then: Some(Box::new(move |worker| serve(worker, session))), ..Done::with(()) })
     }
 }

@@ -56,10 +56,18 @@ fn logging_changes_levels_and_refuses_what_it_cannot() {
         assert!(!logs_ends(json!("warning")));
         assert!(logs_ends(json!(2)));
         assert!(!logs_ends(json!("info")));
-        let strace = json!({"SetStrace": true, "EnableStrace": true, "StraceAllowlist": ["open"]});
-        assert!(caller.fails("Logging.Change", &strace, &[]).starts_with("error configuring strace: "));
+        let strace = json!({"SetStrace": true, "EnableStrace": true, "StraceAllowlist": ["reed"]});
+        let error = caller.fails("Logging.Change", &strace, &[]);
+        assert!(error.starts_with("error configuring strace: syscall \"reed\" not found"), "{error}");
+        let events = json!({"SetEventStrace": true, "StraceEventAllowlist": ["open"]});
+        let error = caller.fails("Logging.Change", &events, &[]);
+        assert!(error.starts_with("error configuring event strace: "), "{error}");
         caller.ok("Logging.Change", &json!({"SetStrace": true, "EnableStrace": false}), &[]);
     }
+    // The older spelling of the list.
+    let strace = json!({"SetStrace": true, "EnableStrace": true, "StraceWhitelist": ["reed"]});
+    let text = Caller::json(&state.control_socket(&id)).fails("Logging.Change", &strace, &[]);
+    assert!(text.contains("syscall \"reed\" not found"), "{text}");
     let wrong = json!({"SetLevel": true, "Level": "loud"});
     let text = Caller::json(&state.control_socket(&id)).fails("Logging.Change", &wrong, &[]);
     assert!(text.contains(r#"unknown level "loud""#), "{text}");

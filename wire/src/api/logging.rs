@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 crate::methods! {
     receiver "Logging", from "gVisor pkg/sentry/control/logging.go; seed 001";
     /// Changes the log level; each group of fields applies only if its `Set…` flag is on. The result is always 0.
-    Change: LoggingArgs => i32, errors "`error configuring strace: …`; `unknown level …`";
+    Change: LoggingArgs => i32, errors "`error configuring strace: syscall \"x\" not found…`, also without a log; `error configuring event strace: …`; `unknown level …`";
 }
 
 /// Argument of [`Change`] (gVisor's `control.LoggingArgs`).
@@ -27,17 +27,17 @@ pub struct LoggingArgs {
     /// Apply `enable_strace` and `strace_allowlist`.
     #[serde(rename = "SetStrace")]
     pub set_strace: bool,
-    /// Log system calls.
+    /// Log the containers' system calls, whatever the level is; off ends that.
     #[serde(rename = "EnableStrace")]
     pub enable_strace: bool,
     /// Names of the system calls to log; `None` or empty for all.
-    #[serde(rename = "StraceAllowlist")]
+    #[serde(rename = "StraceAllowlist", alias = "StraceWhitelist")]
     pub strace_allowlist: Option<Vec<String>>,
     /// Apply `strace_event_allowlist`.
     #[serde(rename = "SetEventStrace")]
     pub set_event_strace: bool,
-    /// Names of the system calls to report as events.
-    #[serde(rename = "StraceEventAllowlist")]
+    /// Names of the system calls to report as events. Refused: trace sessions do this.
+    #[serde(rename = "StraceEventAllowlist", alias = "StraceEventWhitelist")]
     pub strace_event_allowlist: Option<Vec<String>>,
 }
 

@@ -41,7 +41,7 @@ pub struct DebugArgs {
     /// Log packets, of a sandbox whose network airlock carries
     #[arg(long, value_name = "BOOL")]
     pub log_packets: Option<bool>,
-    /// Log system calls of the containers: names with commas between, 'all' or 'off'
+    /// Write system calls of all containers into the sandbox's log (--debug-log at its start): names with commas between, 'all' or 'off'
     #[arg(long, value_name = "CALLS")]
     pub strace: Option<String>,
     /// Write a CPU profile (pprof) of the sandbox process, with --container of the container's processes

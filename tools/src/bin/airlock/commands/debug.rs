@@ -214,7 +214,7 @@ fn logging(args: &DebugArgs) -> Result<Option<LoggingArgs>> {
     }
     match args.strace.as_deref().map(str::trim) {
         None => {}
-        Some("off" | "") => change.set_strace = true,
+        Some("off" | "none" | "") => change.set_strace = true,
         Some("all") => (change.set_strace, change.enable_strace) = (true, true),
         Some(names) => {
             (change.set_strace, change.enable_strace) = (true, true);
