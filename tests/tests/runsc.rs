@@ -22,8 +22,13 @@ struct Ours {
 
 impl Ours {
     fn new(args: &[&str]) -> Self {
+        Self::with(&[], args)
+    }
+
+    /// With global options.
+    fn with(globals: &[&str], args: &[&str]) -> Self {
         let (state, id, bundle) = (State::new(), unique("ours"), Bundle::new(args));
-        state.detached(&["run", "--detach", "--bundle", bundle.text(), &id]);
+        state.detached(&[globals, &["run", "--detach", "--bundle", bundle.text(), &id]].concat());
         let view = RunscView::new(&state, &id);
         Self { state, view, id, _bundle: bundle }
     }
@@ -217,6 +222,30 @@ fn runsc_looks_into_the_sandbox() {
     assert!(strace.contains("--debug-log"), "{strace}");
     view.ok(&["debug", "-strace", "off", id]);
     assert_eq!(ours.state.status(id), "running");
+}
+
+#[test]
+fn runsc_has_system_calls_written_into_the_log() {
+    need!("busybox", "runsc");
+    if let Err(e) = airlock_loader::sys::tracing::kernel_types() {
+        skip!("needs BPF with the kernel's types: {e}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let ours = Ours::with(&["--debug-log", log.to_str().unwrap()], &["sleep", "1000"]);
+    let (view, id) = (&ours.view, ours.id.as_str());
+    let ran = |calls: &str, file: &str| {
+        view.ok(&["debug", "-strace", calls, id]);
+        ours.state.fails(["exec", id, "cat", file]);
+    };
+    ran("open,openat", "/no/some");
+    ran("all", "/no/all");
+    ran("off", "/no/off");
+    let text = std::fs::read_to_string(&log).unwrap();
+    let has = |what: &str| text.lines().any(|l| l.contains("] strace: [") && l.contains(what));
+    assert!(has("pathname: \"/no/some\"") && has("pathname: \"/no/all\"") && has(": exit_group("), "{text}");
+    assert!(!text.contains("/no/off"), "{text}");
+    assert!(view.call(&["debug", "-strace", "reed", id]).fails().contains("syscall \"reed\" not found"));
 }
 
 #[test]
