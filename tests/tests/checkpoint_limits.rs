@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+use airlock_loader::checkpoint::image::{Reader, STATEFILE};
+use airlock_loader::checkpoint::state::SandboxState;
 use airlock_tests::oci::{BASE, all_capabilities, chown_all, in_user_namespace, mount};
 use airlock_tests::programs::host_bundle;
 use airlock_tests::revive::{Running, Way, revive, row_bundle};
@@ -324,4 +326,52 @@ fn a_session_that_runs_at_the_checkpoint_is_no_obstacle() {
     // The shell, and nobody of the session.
     let pids: Vec<i32> = serde_json::from_str(&state.ok(["ps", "--format", "json", &copy.id])).unwrap();
     assert_eq!(pids.len(), 1, "{pids:?}");
+}
+
+/// Four waits for [`WAIT`] that the kernel goes on with by itself, each in a thread, all on one CPU.
+const WAITS: &str = "
+import ctypes, os, struct, threading
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+libc = ctypes.CDLL(None)
+time = lambda: ctypes.create_string_buffer(struct.pack('qq', 1000, 0))
+event = ctypes.create_string_buffer(struct.pack('ihh', libc.eventfd(0, 0), 1, 0))
+calls = [
+    lambda: libc.nanosleep(time(), None),
+    lambda: libc.clock_nanosleep(1, 0, time(), None),
+    lambda: libc.poll(event, 1, 1000000),
+    lambda: libc.syscall(202, ctypes.create_string_buffer(8), 128, 0, time(), None, 0),
+]
+for call in calls:
+    threading.Thread(target=call).start()
+print('ready', flush=True)
+threading.Event().wait()
+";
+const WAIT: u64 = 1_000_000_000_000;
+
+#[test]
+fn waits_for_a_time_go_on_with_what_was_left() {
+    need_inside!("python3");
+    if !Path::new("/proc/self/sched").exists() {
+        airlock_tests::skip!("needs /proc/<pid>/sched (CONFIG_SCHED_DEBUG)");
+    }
+    let (state, dir) = (State::new(), tempfile::tempdir().unwrap());
+    let (bundle, image) = (host_bundle(&["/usr/bin/python3", "-c", WAITS], |_| {}), dir.path().join("image"));
+    // What all four have left, when that is less than what they had before.
+    let left = |running: &Running<'_>, before: &[u64]| {
+        wait::until("four waits have less left than before", || {
+            running.checkpoint(&image, &["--leave-running"]);
+            let reader = Reader::open(fs::File::open(image.join(STATEFILE)).unwrap(), None).unwrap();
+            let saved: SandboxState = reader.read_json("state", 64 << 20).unwrap();
+            let threads = saved.processes.iter().flat_map(|p| &p.threads);
+            let left: Vec<u64> = threads.filter_map(|t| t.wait_left_ns).collect();
+            (left.len() == 4 && left.iter().zip(before).all(|(now, before)| now < before)).then_some(left)
+        })
+    };
+    let first = Running::start(&state, &bundle, dir.path());
+    first.wait_for("ready\n");
+    let before = left(&first, &[WAIT; 4]);
+    first.delete();
+    let copy = Running::restore(&state, &bundle, &image, dir.path(), &[]);
+    left(&copy, &before);
+    copy.delete();
 }

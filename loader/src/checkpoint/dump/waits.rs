@@ -34,6 +34,8 @@ struct Sched {
     ran: u64,
     /// How often it has stopped running.
     switches: u64,
+    /// Where it ran. These clocks leave out what a CPU was busy with otherwise, so those of two CPUs differ.
+    cpu: u32,
 }
 
 /// How a call that waits for a time is told how long.
@@ -108,13 +110,12 @@ impl Sleepers {
             Limit::Milliseconds(n) => u64::from(args[n] as u32) * 1_000_000,
         };
         let before = self.0.get(&tid)?.sched?;
-        let now = Sched::read(procfs, &format!("{tid}/sched"))?;
+        let now = Sched::read(procfs, &tid.to_string())?;
         // It has been running for its stop alone, or this is another wait.
-        if now.switches != before.switches + 1 {
+        if now.switches != before.switches + 1 || now.cpu != before.cpu {
             return None;
         }
-        let clock = Sched::read(procfs, "thread-self/sched")?.ran.max(now.ran);
-        Some(wanted.saturating_sub(clock.saturating_sub(before.ran)).max(LEAST_NS))
+        Some(wanted.saturating_sub(now.ran.saturating_sub(before.ran)).max(LEAST_NS))
     }
 }
 
@@ -133,7 +134,7 @@ fn sleeping(procfs: &ProcFs, pid: i32, tid: i32) -> Option<Sleeper> {
     } else {
         Some(nr)
     };
-    let sched = || Sched::read(procfs, &format!("{pid}/task/{tid}/sched"));
+    let sched = || Sched::read(procfs, &format!("{pid}/task/{tid}"));
     let limited = call.and_then(|nr| limit(nr, args));
     match limited {
         // The kernel will tell.
@@ -158,12 +159,14 @@ fn restarted(place: &str, args: [u64; 6]) -> Option<u64> {
 }
 
 impl Sched {
-    fn read(procfs: &ProcFs, path: &str) -> Option<Self> {
-        Self::parse(&procfs.read_path(path).ok()?)
+    /// Of the thread with that directory in procfs.
+    fn read(procfs: &ProcFs, thread: &str) -> Option<Self> {
+        let cpu = cpu(&procfs.read_path(&format!("{thread}/stat")).ok()?)?;
+        Self::parse(&procfs.read_path(&format!("{thread}/sched")).ok()?, cpu)
     }
 
     /// Lines `name : value`. The thread's name in the first line may look like some, so the last ones count.
-    fn parse(text: &str) -> Option<Self> {
+    fn parse(text: &str, cpu: u32) -> Option<Self> {
         let value = |name: &str| {
             text.lines().rev().find_map(|l| {
                 let (key, value) = l.split_once(':')?;
@@ -174,8 +177,13 @@ impl Sched {
         let (ms, fraction) = value("se.exec_start")?.split_once('.')?;
         let (ms, fraction): (u64, u64) = (ms.parse().ok()?, fraction.get(..6)?.parse().ok()?);
         let ran = ms.checked_mul(1_000_000)?.checked_add(fraction)?;
-        Some(Self { ran, switches: value("nr_switches")?.parse().ok()? })
+        Some(Self { ran, switches: value("nr_switches")?.parse().ok()?, cpu })
     }
+}
+
+/// The CPU that a thread ran on last: field 39 of proc_pid_stat(5), of which the second may hold anything.
+fn cpu(stat: &str) -> Option<u32> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(39 - 3)?.parse().ok()
 }
 
 fn timespec(mem: &Mem, at: u64) -> Option<u64> {
@@ -192,13 +200,15 @@ mod tests {
     fn the_scheduler_says_when_a_thread_ran() {
         let proc: std::os::fd::OwnedFd = std::fs::File::open("/proc").unwrap().into();
         let procfs = ProcFs::new(proc);
-        let Some(own) = Sched::read(&procfs, "thread-self/sched") else {
+        let Some(own) = Sched::read(&procfs, "thread-self") else {
             eprintln!("skipped: the kernel has no /proc/<pid>/sched");
             return;
         };
         assert!(own.ran > 0);
         let text = "se.exec_start : 9.000000\nx (1, #threads: 1)\n---\nse.exec_start   :   12.000345\nnr_switches : 7\n";
-        assert_eq!(Sched::parse(text), Some(Sched { ran: 12_000_345, switches: 7 }));
+        assert_eq!(Sched::parse(text, 3), Some(Sched { ran: 12_000_345, switches: 7, cpu: 3 }));
+        let stat = format!("1 (a) 9 b) S {}", "0 ".repeat(35) + "5 7");
+        assert_eq!(cpu(&stat), Some(5));
     }
 
     #[test]
@@ -229,7 +239,7 @@ mod tests {
     proptest! {
         #[test]
         fn parsing_never_panics(text in "(se.exec_start *: *[0-9.]{0,12}\n)?.{0,50}(nr_switches:[0-9]*)?") {
-            let _ = Sched::parse(&text);
+            let _ = (Sched::parse(&text, 0), cpu(&text));
         }
     }
 }
