@@ -153,6 +153,9 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
         hold: start.args.hold,
         late: (start.fds, procfs_mount),
     };
+    // A container that fills its pids limit leaves us no threads, and still has to hear of its end: so this one is made
+    // while the container is, whose making it does not hold up.
+    let spare = server.promise_stand_by();
     std::thread::Builder::new()
         .name("boot".to_owned())
         .stack_size(512 << 10)
@@ -162,6 +165,10 @@ fn run(mut start: LoaderStart) -> Result<Infallible> {
                 .context("starting a thread of the sandbox (is linux.resources.pids.limit too small?)")
         })?;
 
+    let thread = std::thread::Builder::new().name("rpc-spare".to_owned()).stack_size(512 << 10);
+    if let Err(e) = thread.spawn(move || spare.serve()) {
+        log::warn!("no spare thread for connections: {e}");
+    }
     let status = watch(&loader, &server, &start.exits, &signals, listener.as_ref())?;
     // A short-lived program may be over before the parent has heard that it was started. Nothing is ever sent: the
     // boot thread drops its end when it has answered.
@@ -219,15 +226,6 @@ impl Boot {
         self.server.stand_by();
     }
 
-    /// A container that fills its pids limit leaves us no threads, and still has to hear of its end: so before it starts.
-    fn stand_by(&self) {
-        let promise = self.server.promise_stand_by();
-        let spare = std::thread::Builder::new().name("rpc-spare".to_owned()).stack_size(512 << 10);
-        if let Err(e) = spare.spawn(move || promise.serve()) {
-            log::warn!("no spare thread for connections: {e}");
-        }
-    }
-
     fn create(&mut self) -> Result<()> {
         if self.hold {
             binary::send(&self.socket, &BootReply::Held, &[])?;
@@ -242,7 +240,6 @@ impl Boot {
                 .create_trace_session(config, false, fds)
                 .map_err(|e| e.context("creating trace session"))?;
         }
-        self.stand_by();
         if self.autostart {
             self.loader.start(&root)?;
         }
