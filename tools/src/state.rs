@@ -204,7 +204,18 @@ fn missing(id: &str) -> Error {
     Error::no_such_entity(format!("container {id:?}: container does not exist"))
 }
 
+fn taken(id: &str) -> Error {
+    Error::invalid_state(format!(
+        "container with given ID already exists: {id}: choose another id or delete that container first"
+    ))
+}
+
 impl StateDir {
+    /// `error`, or that container `id` exists if it does by now: then it is in the way.
+    pub(crate) fn or_taken(&self, id: &str, error: Error) -> Error {
+        if self.exists(id) { taken(id) } else { error }
+    }
+
     /// Opens `root`, making it (0700) with its parents where it is missing.
     pub fn open(root: &Path) -> Result<Self> {
         let text = |e: std::io::Error, what: &str| {
@@ -380,10 +391,7 @@ impl StateDir {
                 nix::fcntl::RenameFlags::RENAME_NOREPLACE,
             )
             .map_err(|e| match e {
-                Errno::EEXIST => Error::invalid_state(format!(
-                    "container with given ID already exists: {}: choose another id or delete that container first",
-                    state.id
-                )),
+                Errno::EEXIST => taken(&state.id),
                 e => Error::from(e).context(format!("make {}", self.dir(&state.id).display())),
             })?;
             Ok(Lock { _flock: flock })

@@ -68,7 +68,7 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
     let id_maps = podspec::id_maps(spec)?;
     let mut join = podspec::open_namespaces(spec)?;
     pidns::prefer_containers(dir, &mut join)?;
-    let manager = Manager::plan(spec, id, options.systemd_cgroup)?;
+    let manager = Manager::plan(spec, id, options.systemd_cgroup).map_err(|e| dir.or_taken(id, e))?;
     let mut state = making::first_state(id, id, bundle, manager)?;
     state.overlay.clone_from(&options.overlay);
     if source.is_none() {

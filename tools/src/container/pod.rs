@@ -51,7 +51,7 @@ pub(super) fn create(
     }
     let mut sockets = Sockets::connect(&options, spec)?;
     let join = podspec::open_pod_namespaces(spec, sandbox.loader.pid, &sandbox.cgroup.procs()?)?;
-    let manager = Manager::plan(spec, id, options.systemd_cgroup)?;
+    let manager = Manager::plan(spec, id, options.systemd_cgroup).map_err(|e| dir.or_taken(id, e))?;
     let mut state = making::first_state(id, sandbox_id, bundle, manager)?;
     state.loader = sandbox.loader;
     state.overlay.clone_from(&options.overlay);

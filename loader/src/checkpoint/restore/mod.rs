@@ -122,6 +122,8 @@ pub fn run(link: &Link, procfs: ProcFs, order: RestoreOrder, mut fds: Vec<OwnedF
         end(&ctx.order);
     }
     let outcome = outcome?;
+    // Whoever hears of the last page may want to save these programs: no descriptor is registered with them any more.
+    drop(monitor);
     if let Err(e) = working_set.note(&outcome.order) {
         link.log(log::Level::Info, e.to_string());
     }
