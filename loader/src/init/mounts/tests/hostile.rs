@@ -110,7 +110,9 @@ fn check_tree() {
     assert!(is_char("/proc/version", 1, 3), "the mask is in place");
     assert_eq!(fs::read_dir("/sys/firmware").unwrap().count(), 0);
     assert!(mount_options("/proc/sys").starts_with("ro"));
-    assert!(!Path::new("/work/main/Cargo.toml").exists() && !Path::new("/usr/lib/os-release").exists());
+    // Files that only the host has, wherever this is built.
+    let ours = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"));
+    assert!(!ours.exists() && !Path::new("/usr/lib/os-release").exists());
 }
 
 fn attempt(
