@@ -43,7 +43,10 @@ pub fn idle(loader: i32) -> usize {
             .map(|t| std::fs::read_to_string(t.path().join("wchan")).unwrap_or_default())
             .collect();
         let standing_by = waits.iter().filter(|w| w.contains("futex")).count();
-        (waits.len() == IDLE_THREADS && standing_by == IDLE_THREADS - 1).then(|| descriptors(loader).len())
+        // The main thread may still be putting away what ended, after those who waited for it have heard of it.
+        let main_waits = waits.iter().any(|w| w.contains("poll"));
+        let idle = waits.len() == IDLE_THREADS && standing_by == IDLE_THREADS - 1 && main_waits;
+        idle.then(|| descriptors(loader).len())
     })
 }
 

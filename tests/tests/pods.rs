@@ -333,6 +333,6 @@ fn a_failed_member_leaves_the_pod_as_it_was() {
         assert_eq!(text.trim_end().lines().count(), 1, "{text}");
         leaks::nothing_left(&pod.state, &id);
     }
-    wait::until("the loader is as before", || (leaks::descriptors(loader).len() == idle).then_some(()));
+    wait::until("the loader is as before", || (leaks::idle(loader) == idle).then_some(()));
     assert_eq!(pod.state.ok(["list", "-q"]).trim(), pod.id);
 }
