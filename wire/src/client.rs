@@ -7,7 +7,7 @@ use crate::binary::{self, FrameKind};
 use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::json;
-use crate::method::Method;
+use crate::method::{ErrorText, Method};
 use crate::reader::{Message, Reader, Shape};
 use crate::scm;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -99,7 +99,10 @@ impl Client {
     pub fn finish<M: Method>(&mut self) -> Result<Reply<M::Reply>> {
         let message = self.receive()?;
         match self.dialect {
-            Dialect::Json => self.finish_json(M::NAME, message),
+            Dialect::Json => self.finish_json(M::NAME, message).map_err(|e| match e.kind {
+                Kind::Failure => M::Errors::error(&e.message),
+                _ => e,
+            }),
             Dialect::Binary => self.finish_binary(M::NAME, message),
         }
     }

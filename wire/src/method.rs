@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::error::Error;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,8 @@ pub trait Method {
     type Arg: Serialize + DeserializeOwned + Default + Send + 'static;
     /// The result.
     type Reply: Serialize + DeserializeOwned + Default + Send + 'static;
+    /// How its errors are told in the JSON dialect, which has a text for them and nothing else.
+    type Errors: ErrorText;
 
     /// The method's entry in the machine-readable listing.
     fn info() -> MethodInfo
@@ -44,6 +47,39 @@ pub trait Method {
             result: crate::schema::of::<Self::Reply>(),
         }
     }
+}
+
+/// A form of errors in the JSON dialect.
+pub trait ErrorText {
+    /// The text that is sent for an error.
+    fn text(error: &Error) -> String;
+    /// The error that a received text stands for.
+    fn error(text: &str) -> Error;
+}
+
+/// The message alone, as gVisor's urpc has it.
+#[derive(Debug, Clone, Copy)]
+pub struct MessageAlone;
+
+impl ErrorText for MessageAlone {
+    fn text(error: &Error) -> String {
+        error.message.clone()
+    }
+    fn error(text: &str) -> Error {
+        Error::failure(text)
+    }
+}
+
+/// The form that a receiver names, or [`MessageAlone`]; for [`methods!`](crate::methods).
+#[doc(hidden)]
+#[macro_export]
+macro_rules! error_text {
+    () => {
+        $crate::method::MessageAlone
+    };
+    ($form:ty) => {
+        $form
+    };
 }
 
 /// Looks at methods as types, one after the other; see [`crate::api::visit_methods`].
@@ -107,16 +143,19 @@ pub const fn or_common(own: &'static str, common: &'static str) -> &'static str 
 ///
 /// Each entry makes a unit struct that implements [`Method`]; `visit` shows them to a [`Visitor`] in order. What follows the types
 /// is for people, each part optional, in this order: `fds` (descriptors, [`Method::FDS`]), `errors`
-/// ([`Method::ERRORS`]), `blocks` ([`Method::BLOCKS`]), `from` ([`Method::SOURCE`], when it is not the receiver's).
+/// ([`Method::ERRORS`]), `blocks` ([`Method::BLOCKS`]), `from` ([`Method::SOURCE`], when it is not the receiver's). A receiver
+/// may name a form for its errors in JSON (`errors_as`, an [`ErrorText`](crate::method::ErrorText)).
 #[macro_export]
 macro_rules! methods {
-    (receiver $receiver:literal $(, from $common:literal)?; $(
+    (receiver $receiver:literal $(, from $common:literal)? $(, errors_as $form:ty)?; $(
         $(#[doc = $doc:literal])+
         $name:ident : $arg:ty => $reply:ty
             $(, fds $fds:literal)? $(, errors $errors:literal)? $(, blocks $blocks:literal)? $(, from $from:literal)? ;
     )+) => {
         /// Where these methods come from, unless one says otherwise.
         const COMMON_SOURCE: &str = concat!("" $(, $common)?);
+        /// How their errors are told in the JSON dialect.
+        type CommonErrors = $crate::error_text!($($form)?);
 
         $(
             $(#[doc = $doc])+
@@ -133,6 +172,7 @@ macro_rules! methods {
                     $crate::method::or_common(concat!("" $(, $from)?), COMMON_SOURCE);
                 type Arg = $arg;
                 type Reply = $reply;
+                type Errors = CommonErrors;
             }
         )+
 

@@ -7,7 +7,7 @@ use crate::client::Dialect;
 use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::json;
-use crate::method::{Method, MethodInfo};
+use crate::method::{ErrorText, Method, MethodInfo};
 use crate::scm::PeerCred;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
@@ -160,7 +160,8 @@ where
     F: Fn(&mut Call<'_>, M::Arg) -> Result<M::Reply> + Send + Sync,
 {
     fn json(&self, call: &mut Call<'_>, arg: json::Node<'_>, out: &mut Vec<u8>) -> Result<()> {
-        let reply = (self.handler)(call, json::from_node(arg)?)?;
+        let told = |e: Error| Error::new(e.kind, M::Errors::text(&e));
+        let reply = json::from_node(arg).and_then(|arg| (self.handler)(call, arg)).map_err(told)?;
         json::encode(&reply, out)
     }
     fn binary(&self, call: &mut Call<'_>, arg: &[u8], out: &mut Vec<u8>) -> Result<()> {

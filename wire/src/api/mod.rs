@@ -19,6 +19,7 @@ pub mod proc;
 pub mod procfs;
 pub mod profile;
 pub mod state;
+pub mod supervisor;
 pub mod trace;
 pub mod types;
 pub mod usage;

@@ -15,13 +15,13 @@ pub struct SessionConfig {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
     /// What is told.
-    #[serde(skip_serializing_if = "is_empty")]
+    #[serde(skip_serializing_if = "List::is_empty")]
     pub points: List<PointConfig>,
     /// Points and fields that are unknown are left out instead of refused.
     #[serde(skip_serializing_if = "is_false")]
     pub ignore_missing: bool,
     /// To whom.
-    #[serde(skip_serializing_if = "is_empty")]
+    #[serde(skip_serializing_if = "List::is_empty")]
     pub sinks: List<SinkConfig>,
     /// Settings of single points.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -44,10 +44,10 @@ pub struct PointConfig {
     /// Its name, as `syscall/openat/enter`.
     pub name: String,
     /// What it tells of itself if asked.
-    #[serde(skip_serializing_if = "is_empty")]
+    #[serde(skip_serializing_if = "List::is_empty")]
     pub optional_fields: List<String>,
     /// What it tells of the task.
-    #[serde(skip_serializing_if = "is_empty")]
+    #[serde(skip_serializing_if = "List::is_empty")]
     pub context_fields: List<String>,
 }
 
@@ -92,10 +92,6 @@ pub struct CreateTraceSessionArgs {
 pub struct InitConfig {
     /// A session that is there before the root container starts.
     pub trace_session: SessionConfig,
-}
-
-fn is_empty<T>(list: &List<T>) -> bool {
-    list.0.is_empty()
 }
 
 fn is_false(b: &bool) -> bool {

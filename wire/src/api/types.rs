@@ -66,6 +66,13 @@ impl<T> Default for List<T> {
     }
 }
 
+impl<T> List<T> {
+    /// True without an item; for fields that are left out then.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 impl<T> From<Vec<T>> for List<T> {
     fn from(items: Vec<T>) -> Self {
         Self(items)
