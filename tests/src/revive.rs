@@ -124,6 +124,17 @@ impl<'a> Running<'a> {
         });
     }
 
+    /// Waits until it has written a whole line that begins with `start`; gives the rest of it.
+    #[track_caller]
+    pub fn wait_for_line(&self, start: &str) -> String {
+        self.wait_for(start);
+        wait::until(&format!("{} ends its line {start:?}", self.id), || {
+            let output = self.output();
+            let (_, rest) = output.split_once(start)?;
+            rest.split_once('\n').map(|(line, _)| line.to_owned())
+        })
+    }
+
     /// Saves it into a directory that is made.
     #[track_caller]
     pub fn checkpoint(&self, image: &Path, more: &[&str]) {

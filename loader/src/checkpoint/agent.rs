@@ -78,14 +78,14 @@ impl Link {
         let _ = self.send(&Event::Progress(Progress { phase: phase.to_owned(), pages, total }));
     }
 
-    /// Tells `event` and blocks until the loader says to continue.
+    /// Tells `event` and blocks until the loader says to continue; gives the descriptors that come with its word.
     ///
     /// # Errors
     /// When the loader is gone or says anything else.
-    pub fn ask(&self, event: &Event) -> Result<()> {
+    pub fn ask(&self, event: &Event) -> Result<Vec<OwnedFd>> {
         self.send(event)?;
         match binary::recv::<Order>(&self.channel)? {
-            (Order::Continue, _) => Ok(()),
+            (Order::Continue, fds) => Ok(fds),
             (other, _) => Err(out_of_turn(&other)),
         }
     }

@@ -58,8 +58,8 @@ pub struct DumpOrder {
     pub parent: bool,
     /// Images that the parent builds upon: for each, pages metadata and pages follow, nearest first.
     pub ancestors: u32,
-    /// The image since which writes are tracked; if it is the parent, pages that were not written need not be looked at.
-    pub tracked: Option<[u8; 16]>,
+    /// Since when writes are tracked; if it is since the parent, pages that were not written need not be looked at.
+    pub tracked: Option<Tracked>,
     /// Containers that are paused: tell before stopping and before letting go.
     pub paused: bool,
     /// Containers live in namespaces whose owner is not the initial user namespace.
@@ -138,6 +138,15 @@ pub struct RestoreContainer {
     pub on_disk: Vec<bool>,
 }
 
+/// Writes that are tracked from one checkpoint to the next.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tracked {
+    /// Since this image was made.
+    pub image: [u8; 16],
+    /// By whom the descriptors were made, in the sandbox's pid namespace; in their order.
+    pub processes: Vec<i32>,
+}
+
 /// Agent to loader.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Event {
@@ -165,7 +174,8 @@ pub enum Event {
         /// How long it stood still.
         pause_us: u64,
     },
-    /// What tracked writes so far is to be closed: the kernel has one count at a time. Answered with [`Order::Continue`].
+    /// What tracked writes so far is to be handed over: the kernel has one count at a time. Answered with
+    /// [`Order::Continue`] and the descriptors of [`DumpOrder::tracked`], in its order.
     Untrack,
     /// The image is complete; answered with [`Order::Release`]. Descriptors that track writes from now on may come along,
     /// to be kept until [`Event::Untrack`].
@@ -225,8 +235,8 @@ pub struct Report {
     pub saved_cpu_ns: u64,
     /// Wall time since the saved processes were started, nanoseconds.
     pub saved_wall_ns: u64,
-    /// The image that writes are tracked since, if they are.
-    pub tracked: Option<[u8; 16]>,
+    /// Since when writes are tracked, if they are.
+    pub tracked: Option<Tracked>,
     /// Inits whose pid in the sandbox's namespace has changed: (container ID, pid).
     pub moved: Vec<(String, i32)>,
 }

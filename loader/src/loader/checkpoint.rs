@@ -18,7 +18,7 @@ pub(super) use save::names;
 pub use save::{CheckpointRequest, Saved};
 
 use super::Loader;
-use crate::checkpoint::order::Progress;
+use crate::checkpoint::order::{Progress, Tracked};
 use crate::container::{Process, lock};
 use crate::spawner::{Exited, Placement, Role, Spawned};
 use airlock_wire::error::{Error, Result};
@@ -75,7 +75,7 @@ pub(super) struct Work {
     /// CPU and wall time that a restore has saved, nanoseconds.
     savings: OnceLock<(u64, u64)>,
     /// What tracks writes, and since which image.
-    tracking: Mutex<Option<([u8; 16], Vec<OwnedFd>)>>,
+    tracking: Mutex<Option<(Tracked, Vec<OwnedFd>)>>,
     end: OnceLock<u32>,
     end_event: EventFd,
 }

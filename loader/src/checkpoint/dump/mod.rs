@@ -124,7 +124,7 @@ fn inspect(link: &Link, ctx: &mut Context, watch: &mut Watch) -> Result<Sockets>
     watch.begin_again();
     link.progress("stopping", 0, 0);
     let paused = ctx.order.paused;
-    tree::discover(ctx, || if paused { link.ask(&Event::Interrupted) } else { Ok(()) })?;
+    tree::discover(ctx, || if paused { link.ask(&Event::Interrupted).map(drop) } else { Ok(()) })?;
     link.ask(&Event::Stopped)?;
     watch.step("stop");
     containers(ctx);

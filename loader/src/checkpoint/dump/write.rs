@@ -10,7 +10,7 @@ use crate::checkpoint::image::{
     self, Compression, ContainerName, FileIdentity, Metadata, PagesIn, PagesInfo, Reader, SpecText, Sums,
     WriterOptions,
 };
-use crate::checkpoint::order::{DumpOrder, Event, Report};
+use crate::checkpoint::order::{DumpOrder, Event, Report, Tracked};
 use crate::checkpoint::pages::descriptor::{self, Purpose};
 use crate::checkpoint::pages::shadow::{Apart, Shadow};
 use crate::checkpoint::pages::track::Tracker;
@@ -20,7 +20,9 @@ use crate::checkpoint::pages::{
 use crate::checkpoint::restore::source::whole;
 use crate::checkpoint::state::{MmState, SandboxState, ShmemState, Vma};
 use crate::checkpoint::watch::Watch;
+use airlock_wire::binary;
 use airlock_wire::error::{Error, Result};
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -116,8 +118,8 @@ pub(super) struct Image {
     pages: pages::Writer,
     spaces: Vec<Space>,
     parent: Option<Parent>,
-    /// What tracks writes from now on.
-    trackers: Vec<Tracker>,
+    /// What tracks writes from now on, and the process whose it is.
+    trackers: Vec<(i32, Tracker)>,
 }
 
 /// An address space while it is written.
@@ -249,7 +251,7 @@ impl Image {
     /// Whether writes were tracked since the parent image was made.
     fn tracked(&self, ctx: &Context) -> bool {
         let parent = self.parent.as_ref().and_then(|p| p.ancestry.first());
-        parent.is_some_and(|p| ctx.order.tracked == Some(p.generation.0))
+        parent.is_some_and(|p| ctx.order.tracked.as_ref().is_some_and(|t| t.image == p.generation.0))
     }
 
     fn take_spaces(&mut self, link: &Link, ctx: &mut Context) -> Result<()> {
@@ -262,10 +264,12 @@ impl Image {
             changed.push(Some(pages::track::scan_since(&memory, &ranges)?));
         }
         if Self::tracks(ctx) {
-            if ctx.order.tracked.is_some() {
-                link.ask(&Event::Untrack)?;
+            let mut before = HashMap::new();
+            if let Some(tracked) = &ctx.order.tracked {
+                let trackers = link.ask(&Event::Untrack)?.into_iter().map(Tracker::new);
+                before.extend(tracked.processes.iter().copied().zip(trackers));
             }
-            self.arm(ctx)?;
+            self.arm(ctx, before)?;
         }
         changed.resize_with(ctx.spaces.len(), || None);
         for (number, space) in ctx.spaces.iter().enumerate() {
@@ -288,21 +292,32 @@ impl Image {
         Ok(())
     }
 
-    /// Has the kernel remember writes to all address spaces from now on.
-    fn arm(&mut self, ctx: &mut Context) -> Result<()> {
+    /// Has the kernel remember writes to all address spaces from now on, with what did so `before` where it still can.
+    /// Without that the next checkpoint compares.
+    fn arm(&mut self, ctx: &mut Context, mut before: HashMap<i32, Tracker>) -> Result<()> {
+        if ctx.spaces.len() > binary::MAX_FDS {
+            return Ok(());
+        }
         for space in &ctx.spaces {
             let Some(proc) = ctx.procs.get_mut(space.proc) else { continue };
-            let memory = Memory::open(&ctx.procfs, proc.task())?;
+            let task = proc.task();
+            let memory = Memory::open(&ctx.procfs, task)?;
+            let ranges: Vec<Range> = space.extents.iter().map(Extent::range).collect();
+            if let Some(tracker) = before.remove(&task)
+                && tracker.arm(&memory, &ranges)?
+            {
+                self.trackers.push((task, tracker));
+                continue;
+            }
             let Some((tracee, _)) = proc.injector() else { continue };
             let Some(fd) = descriptor::make(tracee, Purpose::Writes, None)? else {
-                // Without it the next checkpoint compares.
                 self.trackers.clear();
                 return Ok(());
             };
             let tracker = Tracker::new(fd);
-            let ranges: Vec<Range> = space.extents.iter().map(Extent::range).collect();
-            tracker.arm(&memory, &ranges)?;
-            self.trackers.push(tracker);
+            if tracker.arm(&memory, &ranges)? {
+                self.trackers.push((task, tracker));
+            }
         }
         Ok(())
     }
@@ -432,7 +447,8 @@ impl Image {
         let (processes, threads) = (metadata.processes, metadata.threads);
         writer.finish(metadata)?;
         watch.step("statefile");
-        let trackers: Vec<OwnedFd> = self.trackers.into_iter().map(Tracker::into_descriptor).collect();
+        let (tracked, trackers): (Vec<i32>, Vec<OwnedFd>) =
+            self.trackers.into_iter().map(|(task, t)| (task, t.into_descriptor())).unzip();
         let report = Report {
             processes,
             threads,
@@ -441,7 +457,7 @@ impl Image {
             parent_pages: stats.parent,
             bytes: stats.bytes,
             warnings: ctx.state.warnings.clone(),
-            tracked: (!trackers.is_empty()).then_some(generation),
+            tracked: (!trackers.is_empty()).then_some(Tracked { image: generation, processes: tracked }),
             ..Report::default()
         };
         Ok((report, trackers))

@@ -11,7 +11,8 @@
 //! ([`super::Known::compare`]).
 //!
 //! The descriptor has to live from one checkpoint to the next; when it is closed, tracking ends, and the next image is
-//! compared or full.
+//! compared or full. It is used again then: closing it has the kernel lift the protection of every page (24 ms of 1 GB),
+//! and a new one protects them all anew, where few have lost it.
 #![forbid(unsafe_code)]
 
 use super::scan::{self, regions};
@@ -50,22 +51,29 @@ impl Tracker {
     /// nothing any more. What cannot be tracked (mappings that the program itself watches) is left out, which costs
     /// nothing but time at the next checkpoint.
     ///
+    /// False: nothing was tracked. The descriptor is of another address space (the process has executed a program since),
+    /// and a new one is needed.
+    ///
     /// # Errors
-    /// The address space is gone; `Unsupported` when the kernel cannot do it.
-    pub fn arm(&self, memory: &Memory, ranges: &[Range]) -> Result<()> {
+    /// The address space of the process is gone; `Unsupported` when the kernel cannot do it.
+    pub fn arm(&self, memory: &Memory, ranges: &[Range]) -> Result<bool> {
         let query = pagemap::Query {
-            flags: pagemap::SCAN_WP_MATCHING,
+            flags: pagemap::SCAN_WP_MATCHING | pagemap::SCAN_CHECK_WPASYNC,
+            all_of: pagemap::WRITTEN,
             any_of: pagemap::PRESENT | pagemap::SWAPPED,
             ..pagemap::Query::default()
         };
+        let mut any = false;
         let mut room = vec![pagemap::Region::default(); scan::REGIONS];
         for range in ranges.iter().filter(|r| !r.hugetlb()) {
             match uffd::register(self.0.as_fd(), range.start, range.end - range.start, uffd::MODE_WP) {
-                Ok(()) => {}
+                Ok(()) => any = true,
                 Err(Errno::EBUSY | Errno::EINVAL | Errno::EPERM) => {
                     log::debug!("writes to {:#x}-{:#x} cannot be tracked", range.start, range.end);
                     continue;
                 }
+                // Nobody has the descriptor's address space any more.
+                Err(Errno::ESRCH | Errno::ENOMEM) => return Ok(false),
                 Err(e) => {
                     let what = format!("track writes of process {}", memory.pid());
                     return Err(Error::from(e).context(what));
@@ -73,11 +81,17 @@ impl Tracker {
             }
             // Reports are of no interest, but without a place for them the kernel takes a short way: it does not look at
             // categories, and marks every page that is not there.
-            regions(memory, range.start, range.end, &query, &mut room, drop).map_err(|e| {
-                Error::from(e).context(format!("write-protect pages of process {}", memory.pid()))
-            })?;
+            match regions(memory, range.start, range.end, &query, &mut room, drop) {
+                Ok(()) => {}
+                // It was registered, but elsewhere.
+                Err(Errno::EPERM) => return Ok(false),
+                Err(e) => {
+                    let what = format!("write-protect pages of process {}", memory.pid());
+                    return Err(Error::from(e).context(what));
+                }
+            }
         }
-        Ok(())
+        Ok(any)
     }
 }
 

@@ -32,7 +32,7 @@ fn what_was_written_since_is_told_apart() {
     let memory = p.memory();
     // Nothing is known before it is armed.
     assert_eq!(shape(&scan_since(&memory, &[r]).unwrap(), &r, RunKind::Data), [(0, 100)]);
-    tracker.arm(&memory, &[r]).unwrap();
+    assert!(tracker.arm(&memory, &[r]).unwrap());
     assert_eq!(shape(&scan_since(&memory, &[r]).unwrap(), &r, RunKind::Unchanged), [(0, 100)]);
 
     // Reading is not writing; giving up and making anew is.
@@ -42,8 +42,8 @@ fn what_was_written_since_is_told_apart() {
     assert_eq!(shape(&runs, &r, RunKind::Data), [(3, 2), (55, 1), (150, 1)]);
     assert_eq!(shape(&runs, &r, RunKind::Unchanged), [(0, 3), (5, 45), (60, 40)]);
 
-    // A new count.
-    tracker.arm(&memory, &[r]).unwrap();
+    // A new count, by the same descriptor.
+    assert!(tracker.arm(&memory, &[r]).unwrap());
     p.run(&format!("put({at}, 3, [4])"));
     assert_eq!(shape(&scan_since(&memory, &[r]).unwrap(), &r, RunKind::Data), [(4, 1)]);
 
@@ -82,6 +82,21 @@ fn mappings_made_or_moved_since_are_not_taken_for_unwritten() {
         .unwrap();
     let forked = super::Memory::open(&super::testing::procfs(), child).unwrap();
     assert_eq!(shape(&scan_since(&forked, &[r]).unwrap(), &r, RunKind::Unchanged), []);
+}
+
+#[test]
+fn a_descriptor_of_another_address_space_tracks_nothing() {
+    let (Some(mut p), Some(mut other)) = (Program::start(), Program::start()) else { return };
+    let r = p.anon(20);
+    p.run(&format!("put({}, 1, range(20))", r.start));
+    other.run(&format!("anon(20, {0}); put({0}, 1, range(20))", r.start));
+    let Some(descriptor) = descriptor(&other) else { return };
+    let tracker = Tracker::new(descriptor);
+    // As long as it lives, and when nobody has it any more.
+    assert!(!tracker.arm(&p.memory(), &[r]).unwrap());
+    drop(other);
+    assert!(!tracker.arm(&p.memory(), &[r]).unwrap());
+    assert_eq!(shape(&scan_since(&p.memory(), &[r]).unwrap(), &r, RunKind::Unchanged), []);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use airlock_wire::binary;
 use airlock_wire::error::{Error, Kind, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
@@ -35,8 +35,8 @@ pub(super) trait Turns {
     fn stopped(&mut self);
     /// Tasks are about to go on: those that were frozen have to be frozen.
     fn detaching(&mut self);
-    /// Nothing is to track writes any more.
-    fn untrack(&mut self);
+    /// Gives away what tracks writes.
+    fn untrack(&mut self) -> Vec<OwnedFd>;
     /// The containers run again.
     fn resumed(&mut self, pause_us: u64);
     /// The image is complete. True: the containers are to end.
@@ -147,8 +147,9 @@ impl Agent {
                     let _ = self.order(&Order::Continue, &[]);
                 }
                 Event::Untrack => {
-                    turns.untrack();
-                    let _ = self.order(&Order::Continue, &[]);
+                    let fds = turns.untrack();
+                    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+                    let _ = self.order(&Order::Continue, &fds);
                 }
                 Event::Resumed { pause_us } => turns.resumed(pause_us),
                 Event::Refused(refusals) => outcome = Some(Ok(Dumped::Refused(refusals))),

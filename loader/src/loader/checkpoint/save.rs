@@ -62,7 +62,7 @@ impl Loader {
         }
         order.paused = !frozen.is_empty();
         order.in_userns = self.config.in_userns;
-        order.tracked = lock(&self.work.tracking).as_ref().map(|(image, _)| *image);
+        order.tracked = lock(&self.work.tracking).as_ref().map(|(tracked, _)| tracked.clone());
         let dry_run = order.dry_run;
         let ends = !order.resume && !order.pre_dump && !dry_run;
         let mut room = Room::default();
@@ -256,8 +256,8 @@ impl Turns for Standstill<'_> {
         self.freeze_again(crate::cgroup::Cgroup::start_freezing);
     }
 
-    fn untrack(&mut self) {
-        lock(&self.work.tracking).take();
+    fn untrack(&mut self) -> Vec<OwnedFd> {
+        lock(&self.work.tracking).take().map(|(_, fds)| fds).unwrap_or_default()
     }
 
     fn resumed(&mut self, pause_us: u64) {
@@ -269,7 +269,7 @@ impl Turns for Standstill<'_> {
 
     fn saved(&mut self, report: &Report, fds: Vec<OwnedFd>) -> bool {
         log::info!("checkpoint: the image is complete, {} bytes", report.bytes);
-        *lock(&self.work.tracking) = report.tracked.map(|image| (image, fds));
+        *lock(&self.work.tracking) = report.tracked.clone().map(|tracked| (tracked, fds));
         let ends = self.may_end.as_mut().is_some_and(|may_end| may_end());
         if ends {
             self.mark(CHECKPOINTED);

@@ -45,8 +45,9 @@ impl Turns for Diary {
     fn detaching(&mut self) {
         self.seen.push("freeze".to_owned());
     }
-    fn untrack(&mut self) {
+    fn untrack(&mut self) -> Vec<OwnedFd> {
         self.seen.push("untrack".to_owned());
+        Vec::new()
     }
 
     fn resumed(&mut self, pause_us: u64) {
