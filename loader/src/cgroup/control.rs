@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::files::{Dir, Files, explain, set};
+use crate::sys::process::pidfd_open;
 use airlock_wire::error::{Error, Kind, Result};
 use nix::dir::{Dir as ReadDir, Type};
 use nix::errno::Errno;
@@ -30,20 +31,28 @@ const KILL_ROUNDS: usize = 64;
 /// once. Processes that the reader's pid namespace does not show (id 0) are left out.
 pub(super) fn ids(dir: BorrowedFd<'_>, file: &str) -> Result<Vec<i32>> {
     let mut all = Vec::new();
-    walk(dir, 0, &mut |dir| {
-        match Dir(dir).read(file) {
-            Ok(text) => {
-                all.extend(text.lines().filter_map(|l| l.trim().parse::<i32>().ok()).filter(|p| *p > 0))
-            }
-            // Gone meanwhile, or a threaded cgroup, whose processes its domain lists.
-            Err(Errno::ENOENT | Errno::ENODEV | Errno::EOPNOTSUPP) => {}
-            Err(e) => return Err(explain(&format!("reading {file}"), file, e)),
+    walk(dir, 0, &mut |dir| ids_of(dir, file, &mut all))?;
+    Ok(sorted(all))
+}
+
+/// Adds the ids in `file` of this cgroup alone to `all`; see [`ids`].
+pub(super) fn ids_of(dir: BorrowedFd<'_>, file: &str, all: &mut Vec<i32>) -> Result<()> {
+    match Dir(dir).read(file) {
+        Ok(text) => {
+            all.extend(text.lines().filter_map(|l| l.trim().parse::<i32>().ok()).filter(|p| *p > 0));
+            Ok(())
         }
-        Ok(())
-    })?;
-    all.sort_unstable();
-    all.dedup();
-    Ok(all)
+        // Gone meanwhile, or a threaded cgroup, whose processes its domain lists.
+        Err(Errno::ENOENT | Errno::ENODEV | Errno::EOPNOTSUPP) => Ok(()),
+        Err(e) => Err(explain(&format!("reading {file}"), file, e)),
+    }
+}
+
+/// Ids in ascending order, each once.
+pub(super) fn sorted(mut ids: Vec<i32>) -> Vec<i32> {
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }
 
 /// The ids of all processes in the cgroup and below, sorted, as the caller's pid namespace shows them.
@@ -287,8 +296,55 @@ pub fn kill_each(pids: &[i32]) -> Result<()> {
     result
 }
 
+/// How long to wait for one process before the cgroup is looked at again. A sandbox's spawner is in no cgroup any more
+/// while it waits, as PID 1 of its namespace, until somebody has reaped the loader: it may not end for as long as it likes.
+const GLANCE: Duration = Duration::from_millis(10);
+
+/// Waits a moment for processes of the cgroup that are ending, `deadline` at most. Returns those that were there: none
+/// also when the last have just ended.
+///
+/// # Errors
+/// As reading control files and poll(2).
+pub fn glance(dir: BorrowedFd<'_>, deadline: Instant) -> Result<Vec<i32>> {
+    let pids = processes(dir)?;
+    // The last one to end tells that it is worth another look; a few are as good as all.
+    let pidfds: Vec<OwnedFd> = pids.iter().rev().take(64).filter_map(|pid| pidfd_open(*pid).ok()).collect();
+    for pidfd in &pidfds {
+        // Time to look again, whatever this one does.
+        if !ended(pidfd.as_fd(), deadline.min(Instant::now() + GLANCE))? {
+            break;
+        }
+    }
+    // Those that cannot be opened have just ended.
+    Ok(if pidfds.is_empty() { Vec::new() } else { pids })
+}
+
+/// Waits until all of these processes have ended, `deadline` at most.
+pub(super) fn wait_for(pids: &[i32], deadline: Instant) -> Result<()> {
+    for pid in pids {
+        // Those that cannot be opened have ended.
+        if let Ok(pidfd) = pidfd_open(*pid)
+            && !ended(pidfd.as_fd(), deadline)?
+        {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the process ends by `deadline`.
+fn ended(pidfd: BorrowedFd<'_>, deadline: Instant) -> Result<bool> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let mut fds = [PollFd::new(pidfd, PollFlags::POLLIN)];
+    match nix::poll::poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+        Ok(0) => Ok(false),
+        Ok(_) | Err(Errno::EINTR) => Ok(true),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Thaws the cgroup and every one below it (a container may have frozen its own).
-fn thaw_below(dir: BorrowedFd<'_>, v2: bool) -> Result<()> {
+pub(super) fn thaw_below(dir: BorrowedFd<'_>, v2: bool) -> Result<()> {
     walk(dir, 0, &mut |dir| match thaw(dir, v2) {
         // The hierarchy's root has no freezer files; a removed one needs no thaw.
         Err(e) if matches!(e.kind, Kind::Unsupported | Kind::NoSuchEntity) => Ok(()),

@@ -8,6 +8,7 @@ pub mod control;
 pub mod files;
 pub mod resources;
 pub mod stats;
+pub mod tree;
 
 pub use stats::Stats;
 

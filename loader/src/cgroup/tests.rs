@@ -37,6 +37,10 @@ impl Scratch {
         Self(path)
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
     pub(crate) fn open(&self) -> OwnedFd {
         fs::File::open(&self.0).unwrap().into()
     }

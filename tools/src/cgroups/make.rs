@@ -3,6 +3,7 @@
 
 use super::{CreateOptions, Hierarchy, Manager, open};
 use airlock_loader::cgroup::files::{Dir, Files};
+use airlock_loader::cgroup::resources::cpu;
 use airlock_loader::cgroup::{control, delegate, files};
 use airlock_wire::error::{Error, Kind, Result};
 use nix::errno::Errno;
@@ -293,14 +294,8 @@ fn fill_cpusets(h: &Hierarchy) -> Result<()> {
     for name in below {
         path.push(name);
         let dir = open::open_dir(&path)?;
-        for file in ["cpuset.cpus", "cpuset.mems"] {
-            let failed = |e| files::explain(&format!("reading {}/{file}", path.display()), file, e);
-            if Dir(dir.as_fd()).read(file).map_err(failed)?.trim().is_empty() {
-                let inherited = Dir(parent.as_fd()).read(file).map_err(failed)?;
-                files::set(&Dir(dir.as_fd()), file, inherited.trim())
-                    .map_err(|e| e.context(path.display()))?;
-            }
-        }
+        cpu::inherit_cpuset(&Dir(parent.as_fd()), &Dir(dir.as_fd()))
+            .map_err(|e| e.context(path.display()))?;
         parent = dir;
     }
     Ok(())

@@ -3,21 +3,15 @@
 
 use super::{Manager, open};
 use airlock_loader::cgroup::{control, remove_tree};
-use airlock_loader::sys::process::pidfd_open;
 use airlock_wire::error::{Error, Kind, Result};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{UnlinkatFlags, unlinkat};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long [`Manager::remove`] waits for processes that were killed.
 const LIMIT: Duration = Duration::from_secs(10);
-
-/// How long to wait for one process before the cgroup is tried again. A sandbox's spawner is in no cgroup any more while
-/// it waits, as PID 1 of its namespace, until somebody has reaped the loader: it may not end for as long as it likes.
-const GLANCE: Duration = Duration::from_millis(10);
 
 impl Manager {
     /// Removes the leaves and every directory that this container made, with all that is in them. Waits for processes
@@ -107,26 +101,11 @@ fn remove_dir(path: &Path, deadline: Instant) -> Result<()> {
     }
 }
 
-/// Waits until one of the cgroup's processes has ended, or `deadline`. Returns those that were there.
+/// See [`control::glance`]; a cgroup that is gone has no processes.
 fn wait_for_processes(path: &Path, deadline: Instant) -> Result<Vec<i32>> {
-    let dir = match open::open_dir(path) {
-        Ok(dir) => dir,
-        Err(e) if e.kind == Kind::NoSuchEntity => return Ok(Vec::new()),
-        Err(e) => return Err(e),
-    };
-    let pids = control::processes(dir.as_fd())?;
-    // The last one to end tells that it is worth another try; a few are as good as all.
-    let pidfds: Vec<OwnedFd> = pids.iter().rev().take(64).filter_map(|pid| pidfd_open(*pid).ok()).collect();
-    for pidfd in &pidfds {
-        let left = deadline.saturating_duration_since(Instant::now()).min(GLANCE);
-        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
-            // Time to try again, whatever this one does.
-            Ok(0) => break,
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(e) => return Err(e.into()),
-        }
+    match open::open_dir(path) {
+        Ok(dir) => control::glance(dir.as_fd(), deadline),
+        Err(e) if e.kind == Kind::NoSuchEntity => Ok(Vec::new()),
+        Err(e) => Err(e),
     }
-    // Those that cannot be opened have just ended.
-    Ok(if pidfds.is_empty() { Vec::new() } else { pids })
 }

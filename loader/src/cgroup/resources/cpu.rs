@@ -144,3 +144,18 @@ pub fn set_cpuset(files: &dyn Files, cpu: &LinuxCpu) -> Result<()> {
     }
     Ok(())
 }
+
+/// Gives a new v1 cpuset its parent's CPUs and memory nodes: it is empty, and nobody can join an empty one. What it has
+/// already stays.
+///
+/// # Errors
+/// As reading and writing control files.
+pub fn inherit_cpuset(parent: &dyn Files, dir: &dyn Files) -> Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let failed = |e| explain(&format!("reading {file}"), file, e);
+        if dir.read(file).map_err(failed)?.trim().is_empty() {
+            set(dir, file, parent.read(file).map_err(failed)?.trim())?;
+        }
+    }
+    Ok(())
+}
