@@ -70,6 +70,14 @@ impl ProcFs {
         Self(root)
     }
 
+    /// The same once more.
+    ///
+    /// # Errors
+    /// `EMFILE`
+    pub fn try_clone(&self) -> Result<Self> {
+        Ok(Self(self.0.try_clone()?))
+    }
+
     /// Its root directory.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

@@ -3,7 +3,7 @@
 
 use super::bpf::{Needs, Probe, SyscallEntry};
 use super::calls::CALLS;
-use super::points::{CONTEXT, Fields, Point, REFUSED, SINKS};
+use super::points::{CONTEXT, Fields, Point, SINKS};
 use airlock_wire::api::trace::{DEFAULT_SESSION, PointConfig, SessionConfig, SinkConfig};
 use airlock_wire::error::{Error, Result};
 use serde_json::Value;
@@ -109,14 +109,6 @@ fn wanted(point: Point, config: &PointConfig, ignore_missing: bool) -> Result<Wa
     let missing = |field: &str| Error::invalid_argument(format!("field {field:?} not found"));
     for field in &*config.optional_fields {
         match point.optional().iter().position(|f| f == field) {
-            Some(_) if REFUSED.contains(&field.as_str()) => {
-                if !ignore_missing {
-                    return Err(Error::unsupported(format!(
-                        "field {field:?} is not told by airlock: the file or process could be another by the time it \
-                         is looked at"
-                    )));
-                }
-            }
             Some(n) => wanted.optional = wanted.optional.with(n),
             None if ignore_missing => {}
             None => return Err(missing(field)),
@@ -232,7 +224,9 @@ impl Plan {
             .filter_map(|(point, wanted)| match point {
                 Point::ContainerStart => None,
                 Point::Clone => Some(Probe::Clone),
-                Point::Execve => Some(Probe::Exec { stdio: wanted.optional.has(FD_INFO) }),
+                Point::Execve => Some(Probe::Exec {
+                    stdio: wanted.optional.has(FD_INFO) || wanted.optional.has(PIPE_PROC_INFO),
+                }),
                 Point::ExitNotifyParent | Point::TaskExit => Some(Probe::Exit),
                 Point::Call(_, false) | Point::Number(_, false) => Some(Probe::Enter),
                 Point::Mmap | Point::Call(_, true) | Point::Number(_, true) => Some(Probe::Leave),
@@ -292,7 +286,13 @@ impl Plan {
 /// Optional fields of `sentry/execve`.
 pub const BINARY_INFO: usize = 0;
 /// See [`BINARY_INFO`].
+pub const BINARY_SHA256: usize = 1;
+/// See [`BINARY_INFO`].
+pub const BINARY_SHA1: usize = 2;
+/// See [`BINARY_INFO`].
 pub const FD_INFO: usize = 3;
+/// See [`BINARY_INFO`].
+pub const PIPE_PROC_INFO: usize = 4;
 
 #[cfg(test)]
 mod tests;

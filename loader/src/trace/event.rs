@@ -34,7 +34,7 @@ pub struct Event<'a> {
 }
 
 /// A file, as an item describes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct File {
     /// Inode number.
     pub inode: u64,
@@ -42,6 +42,8 @@ pub struct File {
     pub mode: u32,
     /// Magic number of the file system.
     pub magic: u32,
+    /// Device of the file system, as the kernel numbers it.
+    pub device: u32,
     /// Owner.
     pub uid: u32,
     /// Group.
@@ -52,6 +54,26 @@ pub struct File {
     pub ctime: (i64, u32),
     /// Links to it.
     pub links: u32,
+}
+
+/// Magic number of the file system of pipes (linux/magic.h).
+pub const PIPEFS: u32 = 0x5049_5045;
+/// And of sockets.
+pub const SOCKFS: u32 = 0x534f_434b;
+
+/// A socket, as an item describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Socket {
+    /// `AF_*`
+    pub family: u16,
+    /// Own address and port, if it is of the internet.
+    pub local: Option<(Vec<u8>, u16)>,
+    /// The peer's; zeros while there is none.
+    pub remote: Option<(Vec<u8>, u16)>,
+}
+
+fn u16_at(bytes: &[u8], at: i16) -> Option<u16> {
+    Some(u16::from_ne_bytes(*bytes.get(at as usize..)?.first_chunk()?))
 }
 
 fn u32_at(bytes: &[u8], at: i16) -> Option<u32> {
@@ -128,25 +150,44 @@ impl<'a> Event<'a> {
     /// The file with this tag. `Some(None)` when there was no such descriptor.
     pub fn file(&self, wanted: u16) -> Option<Option<File>> {
         let bytes = self.item(wanted)?;
+        /// `I_CTIME_QUERIED`: since Linux 6.13 the nanoseconds say with it that somebody has looked at them.
+        const CTIME_QUERIED: u32 = 1 << 31;
         let read = || {
             Some(File {
                 inode: u64_at(bytes, record::FILE_INODE)?,
                 mode: u32_at(bytes, record::FILE_MODE)?,
                 magic: u32_at(bytes, record::FILE_MAGIC)?,
+                device: u32_at(bytes, record::FILE_DEVICE)?,
                 uid: u32_at(bytes, record::FILE_UID)?,
                 gid: u32_at(bytes, record::FILE_GID)?,
                 size: u64_at(bytes, record::FILE_SIZE)? as i64,
-                ctime: (u64_at(bytes, record::FILE_CTIME)? as i64, u32_at(bytes, record::FILE_CTIME_NSEC)?),
+                ctime: (
+                    u64_at(bytes, record::FILE_CTIME)? as i64,
+                    u32_at(bytes, record::FILE_CTIME_NSEC)? & !CTIME_QUERIED,
+                ),
                 links: u32_at(bytes, record::FILE_LINKS)?,
             })
         };
         Some(read())
     }
 
+    /// The socket behind the file with this tag.
+    pub fn socket(&self, wanted: u16) -> Option<Socket> {
+        let bytes = self.item(wanted + tag::SOCKET)?;
+        let family = u16_at(bytes, record::SOCKET_FAMILY)?;
+        let (local, remote, len) = match i32::from(family) {
+            libc::AF_INET => (record::SOCKET_LOCAL_V4, record::SOCKET_REMOTE_V4, 4),
+            libc::AF_INET6 => (record::SOCKET_LOCAL_V6, record::SOCKET_REMOTE_V6, 16),
+            _ => return Some(Socket { family, local: None, remote: None }),
+        };
+        let ip = |at: i16| Some(bytes.get(at as usize..at as usize + len)?.to_vec());
+        let port = u16_at(bytes, record::SOCKET_LOCAL_PORT)?;
+        let peer = u16::from_be(u16_at(bytes, record::SOCKET_REMOTE_PORT)?);
+        Some(Socket { family, local: Some((ip(local)?, port)), remote: Some((ip(remote)?, peer)) })
+    }
+
     /// The path of the file with this tag, as `/proc/<pid>/fd` would show it.
     pub fn file_path(&self, wanted: u16) -> Option<String> {
-        const PIPEFS: u32 = 0x5049_5045;
-        const SOCKFS: u32 = 0x534f_434b;
         const ANON_INODES: u32 = 0x0904_1934;
         let Some(file) = self.file(wanted)? else {
             // In gVisor's words.
@@ -203,7 +244,7 @@ mod tests {
             if let Some(event) = Event::parse(&bytes) {
                 let _ = event.items().count();
                 for tag in 0..80 {
-                    let _ = (event.path(tag), event.file_path(tag));
+                    let _ = (event.path(tag), event.file_path(tag), event.socket(tag));
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! What the fuzz target `trace` in `fuzz/` runs, kept here so that `cargo test` compiles it and replays the corpus.
 #![forbid(unsafe_code)]
 
+use super::afterwards::Found;
 use super::config;
 use super::event::Event;
 use super::message::{Known, Teller};
@@ -36,7 +37,7 @@ pub fn trace(data: &[u8]) {
     let Ok((plan, _)) = config::plan(&everything()) else { return };
     let mut teller = Teller::new(plan);
     teller.know(Known { number: 1, cid: "c".to_owned(), root: true, cgroup: 1, init: Some(3) });
-    for message in teller.tell(&event, i64::MAX) {
+    for message in teller.tell(&event, &Found::default(), i64::MAX) {
         let mut bytes = Vec::new();
         wire::protobuf(&message.fields, &mut bytes);
         let _ = serde_json::Value::Object(wire::json(&message.fields)).to_string();
@@ -65,7 +66,7 @@ mod tests {
         #[test]
         fn records_are_told_whatever_is_in_them(
             kind in 1u32..6, number in 0u64..500, mut head in proptest::collection::vec(any::<u8>(), record::HEAD as usize),
-            items in proptest::collection::vec((prop_oneof![1u16..20, 64u16..74], proptest::collection::vec(any::<u8>(), 0..60)), 0..12),
+            items in proptest::collection::vec((prop_oneof![1u16..20, 64u16..74, 132u16..136], proptest::collection::vec(any::<u8>(), 0..60)), 0..12),
         ) {
             head[..4].copy_from_slice(&kind.to_ne_bytes());
             head[record::ARGS as usize..][..8].copy_from_slice(&number.to_ne_bytes());

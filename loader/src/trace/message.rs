@@ -1,10 +1,11 @@
 //! What is told of an event: gVisor's messages (`pkg/sentry/seccheck/points/*.proto`).
 #![forbid(unsafe_code)]
 
+use super::afterwards::{Found, Other};
 use super::bpf::record::{Kind, tag};
 use super::calls::{CALLS, Call, Seen, text_of};
 use super::config::{BINARY_INFO, FD_INFO, Plan, Wanted};
-use super::event::{Event, File};
+use super::event::{Event, File, Socket};
 use super::points::Point;
 use super::wire::{Field, Value};
 use crate::seccomp::syscalls::native_number;
@@ -103,13 +104,18 @@ impl Teller {
         self.containers.insert(container.number, container);
     }
 
+    /// The init of a container, once there is one.
+    pub fn init(&self, number: u32) -> Option<i32> {
+        self.containers.get(&number)?.init
+    }
+
     /// Forgets a container. Returns the ID of its cgroup.
     pub fn forget(&mut self, number: u32) -> Option<u64> {
         self.containers.remove(&number).map(|known| known.cgroup)
     }
 
-    /// What is to be told of an event. `epoch` is when the machine was booted, in nanoseconds since 1970.
-    pub fn tell(&self, event: &Event<'_>, epoch: i64) -> Vec<Message> {
+    /// What is to be told of an event, with what was found out about it since. `epoch` is when the machine was booted, in nanoseconds since 1970.
+    pub fn tell(&self, event: &Event<'_>, found: &Found, epoch: i64) -> Vec<Message> {
         let context = |wanted: Wanted, leader: bool| self.context(event, wanted, leader, epoch);
         let mut messages = Vec::new();
         let mut add = |point: Point, kind: u16, leader: bool, make: &dyn Fn(Wanted) -> Vec<Field>| {
@@ -127,7 +133,18 @@ impl Teller {
                         .flatten()
                         .map_or_else(Vec::new, |file| mapped(event.file_path(tag::FILE), &file, true))
                 });
-                add(Point::Execve, kind::EXECVE, false, &|wanted| executed(event, wanted));
+                add(Point::Execve, kind::EXECVE, false, &|wanted| {
+                    let mut fields = executed(event, found, wanted);
+                    for (n, name, other) in
+                        [(21, "pipe_input_proc", &found.input), (22, "pipe_output_proc", &found.output)]
+                    {
+                        fields.extend(other.as_ref().map(|other| {
+                            let context = self.other(event, other, wanted, epoch);
+                            Field::new(n, name, Value::Message(context.into_iter().collect()))
+                        }));
+                    }
+                    fields
+                });
             }
             Kind::Exit => {
                 let [code, alive, flags, group_code, ..] = event.args;
@@ -216,6 +233,27 @@ impl Teller {
             Field::new(6, "terminal", Value::Bool(start.terminal)),
         ]);
         Some(Message { kind: kind::CONTAINER_START, point: Point::ContainerStart, fields: fields.collect() })
+    }
+
+    /// What the context fields say of a process at the other end of a pipe; whether it is an exec session is not known.
+    fn other(&self, event: &Event<'_>, other: &Other, mut wanted: Wanted, epoch: i64) -> Option<Field> {
+        const SESSION: usize = 10;
+        wanted.context = wanted.context.without(SESSION);
+        Context {
+            time: event.time,
+            tid: other.pid,
+            thread_start: other.start,
+            tgid: other.pid,
+            group_start: other.start,
+            container: event.container,
+            credentials: other.credentials,
+            cwd: other.cwd.clone(),
+            name: other.name.clone(),
+            parent: other.parent,
+            ancestor: 0,
+            containers: &self.containers,
+        }
+        .fields(wanted, epoch)
     }
 
     fn context(&self, event: &Event<'_>, wanted: Wanted, leader: bool, epoch: i64) -> Option<Field> {
@@ -331,7 +369,7 @@ fn ctime(number: u32, name: &'static str, file: &File) -> Field {
     Field::new(number, name, Value::Message(fields))
 }
 
-fn executed(event: &Event<'_>, wanted: Wanted) -> Vec<Field> {
+fn executed(event: &Event<'_>, found: &Found, wanted: Wanted) -> Vec<Field> {
     let path = event.file_path(tag::FILE).unwrap_or_default();
     let in_memfd = path.starts_with("/memfd:");
     let mut fields = vec![
@@ -354,14 +392,21 @@ fn executed(event: &Event<'_>, wanted: Wanted) -> Vec<Field> {
             Field::new(20, "binary_in_memfd", Value::Bool(in_memfd)),
         ]);
     }
+    if let Some(digests) = &found.digests {
+        fields.push(Field::new(8, "binary_sha256", Value::Bytes(digests.sha256.clone())));
+        fields.push(Field::new(16, "binary_sha1", Value::Bytes(digests.sha1.clone())));
+    }
     if wanted.optional.has(FD_INFO) {
         for (n, name) in (0u16..).zip(["stdin", "stdout", "stderr"]) {
             if let Some(Some(file)) = event.file(tag::STDIO + n) {
-                let info = vec![
+                let mut info = vec![
                     Field::new(1, "mode", Value::Uint(file.mode.into())),
                     Field::new(2, "ino", Value::Uint(file.inode)),
                     Field::new(3, "path", Value::Text(event.file_path(tag::STDIO + n).unwrap_or_default())),
                 ];
+                info.extend(
+                    event.socket(tag::STDIO + n).map(|socket| Field::new(4, "socket", addresses(socket))),
+                );
                 fields.push(Field::new(12 + u32::from(n), name, Value::Message(info)));
             }
         }
@@ -372,6 +417,23 @@ fn executed(event: &Event<'_>, wanted: Wanted) -> Vec<Field> {
         Value::Text(event.item(tag::FILENAME).map(text_of).unwrap_or_default()),
     ));
     fields
+}
+
+/// `SocketInfo`.
+fn addresses(socket: Socket) -> Value {
+    let uint = |n: u16| Value::Uint(n.into());
+    let mut fields = vec![Field::new(1, "family", uint(socket.family))];
+    for (n, name, end) in [(2, "local", socket.local), (3, "remote", socket.remote)] {
+        fields.extend(end.map(|(ip, port)| {
+            let address = vec![
+                Field::new(1, "family", uint(socket.family)),
+                Field::new(2, "ip", Value::Bytes(ip)),
+                Field::new(3, "port", uint(port)),
+            ];
+            Field::new(n, name, Value::Message(address))
+        }));
+    }
+    Value::Message(fields)
 }
 
 fn mapped(path: Option<String>, file: &File, initial: bool) -> Vec<Field> {

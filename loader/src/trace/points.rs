@@ -37,6 +37,12 @@ impl Fields {
         Self(self.0 | 1 << n)
     }
 
+    /// Without the `n`th.
+    #[must_use]
+    pub fn without(self, n: usize) -> Self {
+        Self(self.0 & !(1 << n))
+    }
+
     /// With those of another.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
@@ -78,9 +84,6 @@ const OTHERS: [(Point, &str, &[&str]); 6] = [
     (Point::Mmap, "sentry/mmap", &[]),
     (Point::TaskExit, "sentry/task_exit", &[]),
 ];
-
-/// Fields that gVisor has and airlock refuses by name: what they ask for cannot be told without a race.
-pub const REFUSED: [&str; 3] = ["binary_sha256", "binary_sha1", "pipe_proc_info"];
 
 impl Point {
     /// From its name.

@@ -1,12 +1,14 @@
 //! A session: programs in the kernel, the ring that they fill, and the sinks that it is emptied into.
 #![forbid(unsafe_code)]
 
+use super::afterwards::{Afterwards, Found};
 use super::bpf::{self, Btf, Kernel, Maps, Scope, record};
 use super::config::{Plan, plan};
 use super::event::Event;
 use super::message::{Known, Start, Teller};
 use super::sink::Sink;
 use super::strace;
+use crate::procfs::ProcFs;
 use crate::sys::tracing::{self, MapKind, Ring};
 use airlock_wire::api::trace::SessionConfig;
 use airlock_wire::error::{Error, Kind, Result};
@@ -30,6 +32,8 @@ pub struct Session {
     /// The programs, and what keeps them attached.
     programs: Vec<(OwnedFd, OwnedFd)>,
     teller: Teller,
+    /// Looks up what the programs cannot note, if that is wanted.
+    afterwards: Option<Afterwards>,
     sinks: Vec<Sink>,
     /// Records that the programs could not leave, as far as the sinks have been told.
     missed: u64,
@@ -44,7 +48,7 @@ struct Shared {
 }
 
 impl Session {
-    /// Begins. Descriptors are those of the sinks, in their order. Containers have their cgroups in the hierarchy of v2,
+    /// Begins. Descriptors are those of the sinks, in their order; `procfs` is of the sandbox. Containers have their cgroups in the hierarchy of v2,
     /// or in v1's freezer.
     ///
     /// # Errors
@@ -54,7 +58,11 @@ impl Session {
         descriptors: Vec<Option<OwnedFd>>,
         containers: Vec<Known>,
         v2: bool,
+        procfs: &ProcFs,
     ) -> Result<Self> {
+        /// Files whose hashes are remembered unless the session says otherwise, and at most.
+        const HASHES: usize = 1024;
+        const MAX_HASHES: usize = 65_536;
         let (plan, kinds) = plan(config)?;
         let mut descriptors = descriptors.into_iter();
         let mut sinks = Vec::new();
@@ -65,7 +73,10 @@ impl Session {
                 Err(e) => return Err(e),
             }
         }
-        Self::watching(plan, sinks, containers, v2)
+        let asked = config.options.map_or(0, |options| options.execve_hash_cache_capacity);
+        let capacity = usize::try_from(asked).ok().filter(|n| *n > 0).unwrap_or(HASHES).min(MAX_HASHES);
+        let afterwards = Afterwards::new(&plan, procfs, capacity)?;
+        Ok(Self { afterwards, ..Self::watching(plan, sinks, containers, v2)? })
     }
 
     /// Begins one that writes the system calls with these numbers into a log. Containers as in [`Session::begin`].
@@ -97,11 +108,16 @@ impl Session {
         self.set_epoch();
         let epoch = self.epoch;
         let (teller, sinks, mut left) = (&self.teller, &mut self.sinks, AT_ONCE);
+        let afterwards = &mut self.afterwards;
         let listens = sinks.iter().any(Sink::listens);
         let told = self.ring.drain(|bytes| {
             left -= 1;
             if listens && let Some(event) = Event::parse(bytes) {
-                for message in teller.tell(&event, epoch) {
+                let found = match afterwards {
+                    Some(afterwards) => afterwards.look(&event, teller.init(event.container)),
+                    None => Found::default(),
+                };
+                for message in teller.tell(&event, &found, epoch) {
                     sinks.iter_mut().for_each(|sink| sink.tell(&message));
                 }
             }
@@ -208,6 +224,7 @@ fn watch(plan: Plan, sinks: Vec<Sink>, containers: Vec<Known>, v2: bool) -> Resu
         maps: shared,
         programs: Vec::new(),
         teller: Teller::new(plan),
+        afterwards: None,
         sinks,
         missed: 0,
         epoch: epoch(),

@@ -60,12 +60,12 @@ pub enum TraceRequest {
 impl Task for TraceSession {
     type Reply = ();
 
-    fn run(self, _: &Worker, fds: Vec<OwnedFd>) -> Result<Done<Self::Reply>> {
+    fn run(self, worker: &Worker, fds: Vec<OwnedFd>) -> Result<Done<Self::Reply>> {
         let mut fds = fds.into_iter();
         let session = match self.what {
             Traced::Session { config, given } => {
                 let descriptors = given.iter().map(|given| if *given { fds.next() } else { None }).collect();
-                Session::begin(&config, descriptors, self.containers, self.v2)?
+                Session::begin(&config, descriptors, self.containers, self.v2, &worker.procfs)?
             }
             Traced::Strace(calls) => {
                 let log = fds.next().ok_or_else(|| Error::invalid_argument("no log came"))?;

@@ -2,6 +2,7 @@
 use super::consumer::{Consumer, Told};
 use super::*;
 use airlock_tests::interop::RunscView;
+use airlock_tests::oci::{BASE, chown_all, in_user_namespace};
 use airlock_tests::urpc::Caller;
 use airlock_tests::{need, skip, wait};
 use serde_json::{Value, json};
@@ -114,6 +115,7 @@ fn a_life_is_told_from_its_start_to_its_end() {
     assert_eq!(sleep["binary_mode"].as_u64().unwrap() & 0o170_111, 0o100_111);
     assert!(sleep["binary_size"].as_u64().unwrap() > 100_000 && sleep["binary_ino"].as_u64().unwrap() > 0);
     assert!(sleep["binary_ctime"]["sec"].as_u64().unwrap() > 1_600_000_000, "{sleep}");
+    assert!(sleep["binary_ctime"]["nsec"].as_u64().unwrap() < 1_000_000_000, "{sleep}");
     assert_eq!(sleep["stdin"]["path"], "/dev/null");
     let of = &sleep["context_data"];
     assert_eq!((&of["cwd"], &of["process_name"]), (&json!("/tmp"), &json!("exe")));
@@ -213,6 +215,106 @@ fn calls_are_told_with_what_their_arguments_point_to() {
     }
     let mapped = find(&lines, "mapping of a program", |l| l["point"] == "sentry/mmap");
     assert_eq!((&mapped["mapped_path"], &mapped["is_initial_mmap"]), (&json!("/bin/busybox"), &json!(true)));
+}
+
+#[test]
+fn executed_files_are_hashed() {
+    need!("busybox", "sha256sum", "sha1sum");
+    need_tracing!();
+    // The copy has ended and is gone when it is told, or not: in both cases no other file's hash is told for it.
+    let script =
+        "sleep 0; cp /bin/busybox /tmp/sleep; echo x >> /tmp/sleep; /tmp/sleep 0.2; /tmp/sleep 0; sleep 0";
+    let fields = json!(["binary_info", "binary_sha256", "binary_sha1"]);
+    let recorded = traced(script, json!([{"name": "sentry/execve", "optional_fields": fields}]));
+    let sum = |tool: &str| {
+        let busybox = airlock_tests::which("busybox").unwrap();
+        let out = std::process::Command::new(tool).arg(busybox).output().unwrap().stdout;
+        String::from_utf8(out).unwrap().split_ascii_whitespace().next().unwrap().to_owned()
+    };
+    let (sha256, sha1) = (sum("sha256sum"), sum("sha1sum"));
+    let lines = recorded.of("sentry/execve");
+    let of = |path: &str| lines.iter().filter(|l| l["binary_path"] == path).collect::<Vec<_>>();
+    for line in of("/bin/busybox") {
+        assert_eq!((&line["binary_sha256"], &line["binary_sha1"]), (&json!(sha256), &json!(sha1)), "{line}");
+    }
+    let copy = of("/tmp/sleep");
+    assert_eq!(copy.len(), 2, "{lines:#?}");
+    let hash = copy[0]["binary_sha256"].as_str().unwrap_or_else(|| panic!("{copy:#?}"));
+    assert!(hash.len() == 64 && hash != sha256);
+    assert_eq!(copy[1]["binary_sha256"], hash);
+}
+
+#[test]
+fn who_is_at_the_other_end_of_a_pipe_is_told() {
+    need!("busybox");
+    need_tracing!();
+    let context =
+        json!(["thread_id", "process_name", "credentials", "container_id", "parent_thread_group_id", "cwd"]);
+    let recorded = traced(
+        "cd /tmp; (exec sleep 2) | (exec cat)",
+        json!([{"name": "sentry/execve", "optional_fields": ["pipe_proc_info"], "context_fields": context}]),
+    );
+    let lines = recorded.of("sentry/execve");
+    let of = |name: &str| find(&lines, name, |l| l["argv"][0] == name);
+    let (sleep, cat) = (of("sleep"), of("cat"));
+    let other = &cat["pipe_input_proc"]["context_data"];
+    assert_eq!(other["thread_id"], sleep["context_data"]["thread_id"], "{cat:#}");
+    for field in ["container_id", "credentials", "parent_thread_group_id", "cwd"] {
+        assert_eq!(other[field], cat["context_data"][field], "{field} of {cat:#}");
+    }
+    // It may be told before there is a cat: then the shell has the end.
+    let reader = &sleep["pipe_output_proc"]["context_data"]["thread_id"];
+    let shell = &sleep["context_data"]["parent_thread_group_id"];
+    assert!([&cat["context_data"]["thread_id"], shell].contains(&reader), "{sleep:#}");
+    assert!(cat.get("pipe_output_proc").is_none() && sleep.get("pipe_input_proc").is_none());
+}
+
+#[test]
+fn sockets_are_told_with_their_addresses() {
+    need!("busybox", "python3");
+    need_tracing!();
+    let script = "import os, socket, subprocess
+for family, address in (socket.AF_INET, '127.0.0.1'), (socket.AF_INET6, '::1'):
+    server = socket.create_server((address, 4242), family=family)
+    client = socket.create_connection((address, 4242))
+    peer, _ = server.accept()
+    subprocess.run(['/bin/true'], stdin=peer, stdout=server)
+    server.close()
+subprocess.run(['/bin/true'], stdin=socket.socketpair()[0])";
+    let (state, id, recorded) = (State::new(), unique("trace"), Recorded::new());
+    let bundle = airlock_tests::programs::host_bundle(&["python3", "-c", script], |_| {});
+    let config = recorded.config(json!([{"name": "sentry/execve", "optional_fields": ["fd_info"]}]));
+    state.ok(["run", "--pod-init-config", &config, "--bundle", bundle.text(), &id]);
+    let lines = recorded.of("sentry/execve");
+    let trues: Vec<_> = lines.iter().filter(|l| l["argv"] == json!(["/bin/true"])).collect();
+    assert_eq!(trues.len(), 3, "{lines:#?}");
+    for (line, family, ip) in [(trues[0], 2, "7f000001"), (trues[1], 10, "00000000000000000000000000000001")]
+    {
+        let (peer, server) = (&line["stdin"]["socket"], &line["stdout"]["socket"]);
+        assert_eq!(peer["local"], json!({"family": family, "ip": ip, "port": 4242}), "{line:#}");
+        assert_eq!((&peer["family"], &peer["remote"]["ip"]), (&json!(family), &json!(ip)));
+        assert!(peer["remote"]["port"].as_u64().unwrap() > 1024);
+        assert_eq!((&server["local"]["port"], &server["remote"]["port"]), (&json!(4242), &json!(0)));
+        assert!(line["stderr"].get("socket").is_none());
+    }
+    assert_eq!(trues[2]["stdin"]["socket"], json!({"family": 1}));
+}
+
+#[test]
+fn a_sandbox_in_a_user_namespace_refuses_sessions_by_name() {
+    need!("busybox");
+    let bundle = Bundle::with(&["sleep", "1000"], in_user_namespace);
+    chown_all(&bundle.rootfs(), BASE);
+    let sandbox = Sandbox::of(bundle);
+    let session =
+        json!({"name": "Default", "points": [{"name": "sentry/clone"}], "sinks": [{"name": "null"}]});
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.json");
+    std::fs::write(&config, session.to_string()).unwrap();
+    let error = sandbox.state.fails(["trace", "create", "--config", config.to_str().unwrap(), &sandbox.id]);
+    assert!(error.contains("in the initial user namespace"), "{error}");
+    assert_eq!(sandbox.state.ok(["trace", "list", &sandbox.id]), "SESSIONS (0)\n");
+    assert_eq!(sandbox.state.ok(["exec", &sandbox.id, "echo", "on"]), "on\n");
 }
 
 #[test]

@@ -32,7 +32,7 @@ pub struct SessionConfig {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SessionOptions {
-    /// How many hashes of executed files gVisor remembers. airlock computes none, and has no use for it.
+    /// Of how many executed files the hashes are remembered: 1024 without it, 65536 at most.
     #[serde(skip_serializing_if = "is_zero")]
     pub execve_hash_cache_capacity: i64,
 }

@@ -14,6 +14,8 @@ macro_rules! offsets {
             pub tgid_pid: i16,
             /// The freezer's entry in `struct css_set.subsys`; none on a kernel without it.
             pub freezer: Option<i16>,
+            /// Of a socket's own and its peer's IPv6 address in `struct sock`; none on a kernel without IPv6.
+            pub sock_v6: Option<(i16, i16)>,
             /// What kind of call a task makes.
             #[cfg(target_arch = "x86_64")]
             pub task_status: i16,
@@ -32,6 +34,10 @@ macro_rules! offsets {
                     $( $field: btf.offset($structure, $path)$( .or_else(|_| btf.offset($structure, $other)) )*?, )+
                     tgid_pid: pids + index(btf.value("pid_type", "PIDTYPE_TGID")?),
                     freezer: btf.value("cgroup_subsys_id", "freezer_cgrp_id").ok().map(|n| subsys + index(n)),
+                    sock_v6: btf
+                        .offset("sock", "__sk_common.skc_v6_rcv_saddr")
+                        .and_then(|own| Ok((own, btf.offset("sock", "__sk_common.skc_v6_daddr")?)))
+                        .ok(),
                     #[cfg(target_arch = "x86_64")]
                     task_status: btf.offset("task_struct", "thread_info.status")?,
                 })
@@ -94,7 +100,15 @@ offsets! {
     inode_sb = "inode"."i_sb";
     inode_ctime = "inode"."i_ctime_sec" | "__i_ctime.tv_sec" | "i_ctime.tv_sec";
     inode_ctime_nsec = "inode"."i_ctime_nsec" | "__i_ctime.tv_nsec" | "i_ctime.tv_nsec";
+    super_dev = "super_block"."s_dev";
     super_magic = "super_block"."s_magic";
+    file_private = "file"."private_data";
+    socket_sock = "socket"."sk";
+    sock_family = "sock"."__sk_common.skc_family";
+    sock_local_port = "sock"."__sk_common.skc_num";
+    sock_remote_port = "sock"."__sk_common.skc_dport";
+    sock_local = "sock"."__sk_common.skc_rcv_saddr";
+    sock_remote = "sock"."__sk_common.skc_daddr";
     program_file = "linux_binprm"."file";
     program_name = "linux_binprm"."filename";
 }

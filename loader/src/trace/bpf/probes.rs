@@ -236,8 +236,10 @@ fn exec(mut w: Writer<'_>, scratch: &OwnedFd, needs: Needs, stdio: bool) -> Opti
     w.file(tag::FILE);
     if stdio {
         for n in 0..3 {
+            w.asm.store_imm(Size::B8, R10, FILE, 0);
             w.asm.mov(R8, n);
             w.descriptor(tag::STDIO + n as u16);
+            w.socket(tag::STDIO + n as u16);
         }
     }
     w.send()

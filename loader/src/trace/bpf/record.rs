@@ -87,6 +87,8 @@ pub mod tag {
     pub const CAPTURE: u16 = 16;
     /// See [`FILE`].
     pub const PATH: u16 = 64;
+    /// Addresses of a socket: see `SOCKET_*` in the parent module. That of file `n` has the tag `n + SOCKET`.
+    pub const SOCKET: u16 = 128;
 }
 
 /// Inode number (u64) of a file item.
@@ -107,5 +109,24 @@ pub const FILE_CTIME: i16 = 32;
 pub const FILE_CTIME_NSEC: i16 = 40;
 /// Number of links (u32).
 pub const FILE_LINKS: i16 = 44;
+/// Device of the file system (u32: major << 20 | minor), then nothing (u32).
+pub const FILE_DEVICE: i16 = 48;
 /// Length of a file item.
-pub const FILE_LEN: i16 = 48;
+pub const FILE_LEN: i16 = 56;
+
+/// Family of a socket item (u16).
+pub const SOCKET_FAMILY: i16 = 0;
+/// Its own port (u16, in the machine's order).
+pub const SOCKET_LOCAL_PORT: i16 = 2;
+/// The peer's port (u16, the highest byte first).
+pub const SOCKET_REMOTE_PORT: i16 = 4;
+/// Own IPv4 address (4 bytes).
+pub const SOCKET_LOCAL_V4: i16 = 8;
+/// The peer's.
+pub const SOCKET_REMOTE_V4: i16 = 12;
+/// Own IPv6 address (16 bytes).
+pub const SOCKET_LOCAL_V6: i16 = 16;
+/// The peer's.
+pub const SOCKET_REMOTE_V6: i16 = 32;
+/// Length of a socket item.
+pub const SOCKET_LEN: i16 = 48;

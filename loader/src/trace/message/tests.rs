@@ -34,7 +34,7 @@ fn told(points: Json, bytes: &[u8]) -> Vec<(String, u16, Json)> {
     let (plan, _) = config::plan(&serde_json::from_value(config).unwrap()).unwrap();
     let mut teller = Teller::new(plan);
     teller.know(Known { number: 1, cid: "c1".to_owned(), root: true, cgroup: 9, init: Some(7) });
-    let messages = teller.tell(&Event::parse(bytes).unwrap(), 1_000);
+    let messages = teller.tell(&Event::parse(bytes).unwrap(), &Found::default(), 1_000);
     messages.into_iter().map(|m| (m.point.name(), m.kind, Json::Object(json(&m.fields)))).collect()
 }
 
