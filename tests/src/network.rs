@@ -1,11 +1,16 @@
 //! Network namespaces with real peers in them, and the descriptors that a caller donates for links to them.
-use airlock_loader::sys::{net, tap};
+use crate::urpc::Caller;
+use crate::wait::until;
+use crate::{Bundle, State, unique};
+use airlock_loader::sys::{net, tap, xdp};
 use airlock_wire::api::network::{
-    CreateLinksAndRoutesArgs, DefaultRoute, FdBasedLink, Ip, IpNet, IpWithPrefix, Neighbor, Route,
+    CreateLinksAndRoutesArgs, DefaultRoute, FdBasedLink, Ip, IpNet, IpWithPrefix, Neighbor, Route, XdpLink,
 };
 use airlock_wire::api::types::Base64;
 use nix::sched::{CloneFlags, setns};
+use serde_json::{Value, json};
 use std::fs::File;
+use std::io::{Read, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -22,7 +27,7 @@ pub struct Netns(pub String);
 
 impl Netns {
     pub fn new() -> Self {
-        let this = Self(crate::unique("airlock-net").replace("airlock-net-", "al"));
+        let this = Self(unique("airlock-net").replace("airlock-net-", "al"));
         run(&["ip", "netns", "add", &this.0]);
         this.ip("link set lo up");
         this
@@ -87,6 +92,21 @@ impl Netns {
             net::bind(socket.as_fd(), &address).unwrap();
             socket
         })
+    }
+
+    /// A new AF_XDP socket, and what brings it the frames of interface `name`.
+    pub fn xdp_socket(&self, name: &str, generic: bool) -> (OwnedFd, xdp::Redirect) {
+        self.inside(|| {
+            let socket = xdp::socket().unwrap();
+            let redirect = xdp::Redirect::attach(self.index(name), generic).unwrap();
+            redirect.to(0, socket.as_fd()).unwrap();
+            (socket, redirect)
+        })
+    }
+
+    /// The index of interface `name`.
+    pub fn index(&self, name: &str) -> u32 {
+        self.inside(|| nix::net::if_::if_nametoindex(name).unwrap())
     }
 
     /// A tap called `name`, with the flags added.
@@ -162,6 +182,27 @@ pub fn links(link: FdBasedLink) -> CreateLinksAndRoutesArgs {
     }
 }
 
+/// The same interface on an AF_XDP socket of interface `index`, which the sandbox binds (0) or the caller (1).
+pub fn xdp_links(index: u32, bind: i32) -> CreateLinksAndRoutesArgs {
+    let FdBasedLink { name, mtu, addresses, link_address, .. } = link();
+    let interface_index = index.cast_signed();
+    let xdp = XdpLink {
+        name,
+        mtu,
+        addresses,
+        link_address,
+        interface_index,
+        bind,
+        num_channels: 1,
+        ..XdpLink::default()
+    };
+    CreateLinksAndRoutesArgs {
+        xdp_links: vec![xdp].into(),
+        fd_based_links: Default::default(),
+        ..links(link())
+    }
+}
+
 pub fn neighbor(address: &str, mac: [u8; 6]) -> Neighbor {
     Neighbor { ip: ip(address), hardware_addr: Base64(mac.to_vec()) }
 }
@@ -206,4 +247,91 @@ pub fn md5(bytes: &[u8]) -> String {
     child.stdin.take().unwrap().write_all(bytes).unwrap();
     let out = child.wait_with_output().unwrap();
     String::from_utf8_lossy(&out.stdout).split_whitespace().next().unwrap().to_owned()
+}
+
+/// A container that answers TCP on port 7, created and not started.
+pub struct Sandbox {
+    pub state: State,
+    pub id: String,
+    _bundle: Bundle,
+}
+
+/// An echo server for both IP versions.
+pub const ECHO: &str = "nc -ll -p 7 -e cat";
+
+impl Sandbox {
+    pub fn new(script: &str) -> Self {
+        Self::with(script, &[], |_| {})
+    }
+
+    pub fn with(script: &str, global: &[&str], edit: impl FnOnce(&mut Value)) -> Self {
+        let (state, id) = (State::new(), unique("net"));
+        let bundle = Bundle::with(&["sh", "-c", script], edit);
+        state.detached(&[global, &["create", "-b", bundle.text(), &id]].concat());
+        Self { state, id, _bundle: bundle }
+    }
+
+    pub fn json(&self) -> Caller {
+        Caller::json(&self.state.control_socket(&self.id))
+    }
+
+    #[track_caller]
+    pub fn set(&self, args: &CreateLinksAndRoutesArgs, fds: &[OwnedFd]) {
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        self.json().ok("containerManager.SetNetworkArgs", &json!(args), &fds);
+    }
+
+    #[track_caller]
+    pub fn start(&self) {
+        self.state.ok(["start", &self.id]);
+    }
+
+    #[track_caller]
+    pub fn exec(&self, command: &str) -> String {
+        self.state.ok(["exec", &self.id, "sh", "-c", command])
+    }
+
+    pub fn carrier(&self) -> String {
+        self.exec("cat /sys/class/net/eth0/carrier").trim().to_owned()
+    }
+}
+
+/// Sends a text to the sandbox's echo server and takes it back.
+#[track_caller]
+pub fn assert_echoes(peer: &Netns, address: &str) {
+    let text: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
+    let address = format!("[{address}]:7").replace("[10.77.0.2]", "10.77.0.2");
+    let echoed = peer.inside(|| {
+        let mut stream = until("the echo server", || std::net::TcpStream::connect(&address).ok());
+        let mut reader = stream.try_clone().unwrap();
+        let length = text.len();
+        std::thread::scope(|scope| {
+            let reading = scope.spawn(move || {
+                let mut back = vec![0; length];
+                reader.read_exact(&mut back).unwrap();
+                back
+            });
+            stream.write_all(&text).unwrap();
+            reading.join().unwrap()
+        })
+    });
+    assert!(echoed == text, "{address}: what came back differs");
+}
+
+/// Pings, TCP in both directions, and both IP versions between the sandbox, which runs [`ECHO`], and its peer.
+#[track_caller]
+pub fn assert_works(sandbox: &Sandbox, peer: &Netns) {
+    for address in ADDRESSES {
+        assert!(peer.pings(address), "{address} does not answer a ping");
+        assert_echoes(peer, address);
+    }
+    // And from the inside out.
+    let listener = peer.inside(|| std::net::TcpListener::bind(format!("{}:9", PEER[0])).unwrap());
+    let serving = std::thread::spawn(move || {
+        let (mut stream, from) = listener.accept().unwrap();
+        stream.write_all(b"hello from the peer").unwrap();
+        from.ip().to_string()
+    });
+    assert_eq!(sandbox.exec(&format!("nc {} 9 < /dev/null", PEER[0])), "hello from the peer");
+    assert_eq!(serving.join().unwrap(), ADDRESSES[0]);
 }

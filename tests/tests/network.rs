@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
-use airlock_tests::network::{ADDRESSES, MAC, Netns, PEER, link, links, neighbor};
+use airlock_tests::network::{
+    ADDRESSES, ECHO, MAC, Netns, Sandbox, assert_echoes, assert_works, link, links, neighbor,
+};
 use airlock_tests::urpc::Caller;
 use airlock_tests::wait::until;
 use airlock_tests::{Bundle, State, need, read_all, unique};
@@ -12,89 +14,6 @@ use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Stdio;
-
-/// A container that answers TCP on port 7, created and not started.
-struct Sandbox {
-    state: State,
-    id: String,
-    _bundle: Bundle,
-}
-
-/// An echo server for both IP versions.
-const ECHO: &str = "nc -ll -p 7 -e cat";
-
-impl Sandbox {
-    fn new(script: &str) -> Self {
-        Self::with(script, &[], |_| {})
-    }
-
-    fn with(script: &str, global: &[&str], edit: impl FnOnce(&mut Value)) -> Self {
-        let (state, id) = (State::new(), unique("net"));
-        let bundle = Bundle::with(&["sh", "-c", script], edit);
-        state.detached(&[global, &["create", "-b", bundle.text(), &id]].concat());
-        Self { state, id, _bundle: bundle }
-    }
-
-    fn json(&self) -> Caller {
-        Caller::json(&self.state.control_socket(&self.id))
-    }
-
-    fn set(&self, args: &CreateLinksAndRoutesArgs, fds: &[OwnedFd]) {
-        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        self.json().ok("containerManager.SetNetworkArgs", &json!(args), &fds);
-    }
-
-    fn start(&self) {
-        self.state.ok(["start", &self.id]);
-    }
-
-    fn exec(&self, command: &str) -> String {
-        self.state.ok(["exec", &self.id, "sh", "-c", command])
-    }
-
-    fn carrier(&self) -> String {
-        self.exec("cat /sys/class/net/eth0/carrier").trim().to_owned()
-    }
-}
-
-/// Sends a text to the sandbox's echo server and takes it back.
-#[track_caller]
-fn assert_echoes(peer: &Netns, address: &str) {
-    let text: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
-    let address = format!("[{address}]:7").replace("[10.77.0.2]", "10.77.0.2");
-    let echoed = peer.inside(|| {
-        let mut stream = until("the echo server", || std::net::TcpStream::connect(&address).ok());
-        let mut reader = stream.try_clone().unwrap();
-        let length = text.len();
-        std::thread::scope(|scope| {
-            let reading = scope.spawn(move || {
-                let mut back = vec![0; length];
-                reader.read_exact(&mut back).unwrap();
-                back
-            });
-            stream.write_all(&text).unwrap();
-            reading.join().unwrap()
-        })
-    });
-    assert!(echoed == text, "{address}: what came back differs");
-}
-
-#[track_caller]
-fn assert_works(sandbox: &Sandbox, peer: &Netns) {
-    for address in ADDRESSES {
-        assert!(peer.pings(address), "{address} does not answer a ping");
-        assert_echoes(peer, address);
-    }
-    // And from the inside out.
-    let listener = peer.inside(|| std::net::TcpListener::bind(format!("{}:9", PEER[0])).unwrap());
-    let serving = std::thread::spawn(move || {
-        let (mut stream, from) = listener.accept().unwrap();
-        stream.write_all(b"hello from the peer").unwrap();
-        from.ip().to_string()
-    });
-    assert_eq!(sandbox.exec(&format!("nc {} 9 < /dev/null", PEER[0])), "hello from the peer");
-    assert_eq!(serving.join().unwrap(), ADDRESSES[0]);
-}
 
 const CREATE: &str = "Network.CreateLinksAndRoutes";
 
@@ -311,7 +230,6 @@ fn what_is_wrong_is_told_in_gvisors_words() {
         edit(&mut link);
         json!(links(link))
     };
-    let xdp = json!({"XDPLinks": [{"Name": "x", "Bind": 1}]});
     let cases: Vec<Case<'_>> = vec![
         (
             with(&|_| {}),
@@ -329,7 +247,17 @@ fn what_is_wrong_is_told_in_gvisors_words() {
         (with(&|a| a.xdp_links = vec![Default::default()].into()), 1, "received both fdbased and XDP links"),
         (json!({"XDPLinks": [{"Bind": 2}]}), 1, "unknown bind value: 2"),
         (json!({"XDPLinks": [{}, {}]}), 1, "XDP only supports one link device, but got 2"),
-        (xdp, 1, "XDPLinks"),
+        (
+            json!({"XDPLinks": [{"Name": "x", "Bind": 1}]}),
+            1,
+            "link \"x\": the first descriptor is no AF_XDP socket",
+        ),
+        (
+            json!({"XDPLinks": [{"Name": "x", "MTU": 9000, "Bind": 1}]}),
+            1,
+            "MTU 9000: a frame of an AF_XDP socket",
+        ),
+        (json!({"XDPLinks": [{"Name": "x"}]}), 1, "has 1 FDs but we need 4 entries"),
         (one(&|l| l.name = "lo".to_owned()), 1, "CreateNICWithOptions(1, _, {Name:lo}) failed"),
         (one(&|l| l.name = "a/b".to_owned()), 1, "CreateNICWithOptions"),
         (one(&|l| l.mtu = 3), 1, "MTU 3"),

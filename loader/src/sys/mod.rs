@@ -26,3 +26,4 @@ pub mod tracing;
 pub mod uffd;
 pub mod unix;
 pub mod xattr;
+pub mod xdp;

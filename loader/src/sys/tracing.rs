@@ -19,6 +19,7 @@ const BPF_BTF_GET_NEXT_ID: i32 = 23;
 
 const BPF_PROG_TYPE_RAW_TRACEPOINT: u32 = 17;
 const BPF_PROG_TYPE_TRACING: u32 = 26;
+const BPF_PROG_TYPE_XDP: u32 = 6;
 
 /// Most bytes that the kernel's types may take; they are some 6 MB.
 const MAX_BTF: u32 = 64 << 20;
@@ -128,6 +129,8 @@ pub enum MapKind {
     Array = 2,
     /// The same, of each CPU its own.
     PerCpuArray = 6,
+    /// AF_XDP sockets by queue.
+    Sockets = 17,
     /// Records on their way to one reader; `entries` is its size in bytes, a power of two and of pages.
     RingBuffer = 27,
 }
@@ -139,6 +142,8 @@ pub enum Hook {
     Test,
     /// At a tracepoint, by the type ID of its `btf_trace_<name>`.
     Tracepoint(u32),
+    /// For every frame that an interface receives (loaded here, attached by [`super::xdp`]).
+    Xdp,
 }
 
 /// Makes a map. Key and value in bytes; both 0 for a ring.
@@ -215,6 +220,7 @@ pub struct Refused {
 /// See [`Refused`].
 pub fn load(program: &[u64], hook: Hook, name: &str) -> std::result::Result<OwnedFd, Refused> {
     const BPF_TRACE_RAW_TP: u32 = 23;
+    const BPF_XDP: u32 = 37;
     let mut prog_name = [0u8; NAME_LEN];
     for (to, from) in prog_name.iter_mut().take(NAME_LEN - 1).zip(name.bytes()) {
         *to = from;
@@ -222,6 +228,7 @@ pub fn load(program: &[u64], hook: Hook, name: &str) -> std::result::Result<Owne
     let (prog_type, expected_attach_type, attach_btf_id) = match hook {
         Hook::Test => (BPF_PROG_TYPE_RAW_TRACEPOINT, 0, 0),
         Hook::Tracepoint(id) => (BPF_PROG_TYPE_TRACING, BPF_TRACE_RAW_TP, id),
+        Hook::Xdp => (BPF_PROG_TYPE_XDP, BPF_XDP, 0),
     };
     let mut log: Vec<u8> = Vec::new();
     let attempt = |log: &mut Vec<u8>| {

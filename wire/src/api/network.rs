@@ -249,7 +249,8 @@ pub struct FdBasedLink {
     pub pre_configured: bool,
 }
 
-/// An interface whose other side is an AF_XDP socket. Fields are those of [`FdBasedLink`].
+/// An interface whose other side is an AF_XDP socket: one that has neither memory nor rings, which the sandbox gives it.
+/// Fields are those of [`FdBasedLink`]; the MTU is at most 3822.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs)]
@@ -280,11 +281,33 @@ pub struct XdpLink {
     pub neighbors: List<Neighbor>,
     #[serde(rename = "GVisorGRO")]
     pub gvisor_gro: bool,
-    /// Who binds the socket to its interface: 0 the sandbox, to `InterfaceIndex`; 1 the caller.
+    /// Who binds the socket to queue 0 of its interface: 0 the sandbox, to `InterfaceIndex` in the network namespace where
+    /// the socket was made; 1 the caller, once the link is there.
     #[serde(rename = "Bind")]
     pub bind: i32,
     #[serde(rename = "NumChannels")]
     pub num_channels: i32,
+}
+
+impl From<&XdpLink> for FdBasedLink {
+    /// The interface inside the sandbox, which is none but another kind's.
+    fn from(link: &XdpLink) -> Self {
+        let XdpLink { name, addresses, routes, link_address, neighbors, .. } = link.clone();
+        Self {
+            name,
+            interface_index: link.interface_index,
+            mtu: link.mtu,
+            addresses,
+            routes,
+            link_address,
+            qdisc: link.qdisc,
+            tbf_rate: link.tbf_rate,
+            tbf_burst: link.tbf_burst,
+            neighbors,
+            num_channels: 1,
+            ..Self::default()
+        }
+    }
 }
 
 /// Argument of [`CreateLinksAndRoutes`] and [`SetNetworkArgs`](super::container_manager::SetNetworkArgs).

@@ -47,10 +47,14 @@ impl Drop for Configuration<'_> {
 impl<'a> Configuration<'a> {
     /// Looks through the arguments, sets up the loopback interface, and moves this process, which has one thread, into a
     /// network namespace of its own.
-    pub fn begin(args: &'a CreateLinksAndRoutesArgs, worker: &Worker) -> Result<Self> {
+    pub fn begin(
+        args: &'a CreateLinksAndRoutesArgs,
+        links: &'a [FdBasedLink],
+        worker: &Worker,
+    ) -> Result<Self> {
         for gateway in [&args.default_v4_gateway, &args.default_v6_gateway] {
             let names = args.loopback_links.iter().map(|l| &l.name);
-            let mut names = names.chain(args.fd_based_links.iter().map(|l| &l.name));
+            let mut names = names.chain(links.iter().map(|l| &l.name));
             if !gateway.route.is_empty() && !names.any(|name| *name == gateway.name) {
                 return Err(Error::invalid_argument(format!(
                     "invalid interface name {:?} for default route",

@@ -12,10 +12,11 @@ mod peer;
 mod port;
 mod pump;
 mod trace;
+mod xdp;
 
 use super::{Done, Task, Worker};
 use crate::boot::logging;
-use airlock_wire::api::network::{CreateLinksAndRoutesArgs, FdBasedLink};
+use airlock_wire::api::network::{CreateLinksAndRoutesArgs, FdBasedLink, XdpLink};
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Kind, Result};
 use configure::Configuration;
@@ -65,15 +66,20 @@ impl Task for Links {
         let args = self.args;
         let layout = args.layout(fds.len())?;
         refuse(&args)?;
-        let mut links = Vec::new();
+        let of_xdp = args.xdp_links.iter().map(FdBasedLink::from);
+        let links: Vec<FdBasedLink> = args.fd_based_links.iter().cloned().chain(of_xdp).collect();
+        let mut peers = Vec::new();
         for (link, channels) in args.fd_based_links.iter().zip(layout.fd_based) {
             let donated = fds[channels].iter_mut().filter_map(Option::take);
-            let peers = donated
-                .map(Peer::identify)
-                .collect::<Result<Vec<_>>>()
-                .map_err(|e| e.context(format!("link {:?}", link.name)))?;
-            check_kinds(link, &peers)?;
-            links.push((link, peers));
+            let of_link = donated.map(Peer::identify).collect::<Result<Vec<_>>>();
+            let of_link = of_link.map_err(|e| e.context(format!("link {:?}", link.name)))?;
+            check_kinds(link, &of_link)?;
+            peers.push(of_link);
+        }
+        for (link, channels) in args.xdp_links.iter().zip(layout.xdp) {
+            let donated = fds[channels].iter_mut().filter_map(Option::take).collect();
+            let peer = xdp::peer(link, donated, &worker.procfs);
+            peers.push(vec![peer.map_err(|e| e.context(format!("link {:?}", link.name)))?]);
         }
         let capture = layout.pcap.and_then(|i| fds.get_mut(i)?.take());
         let shared = Arc::new(Shared {
@@ -82,9 +88,9 @@ impl Task for Links {
             stopped: args.pause_external_networking.into(),
         });
 
-        let mut configuration = Configuration::begin(&args, worker)?;
+        let mut configuration = Configuration::begin(&args, &links, worker)?;
         let mut channels = Vec::new();
-        for (link, peers) in links {
+        for (link, peers) in links.iter().zip(peers) {
             let ports = Port::open(configuration.link(link)?, peers.len())?;
             peer::spread(peers.iter().filter(|p| p.kind == peer::Kind::Packet).map(|p| p.fd.as_fd()))?;
             let living = Arc::new(AtomicUsize::new(peers.len()));
@@ -98,8 +104,14 @@ impl Task for Links {
             }));
         }
         configuration.finish()?;
-        channels.into_iter().try_for_each(start)?;
-        Ok(Done { then: Some(Box::new(move |worker| control(worker, &shared))), ..Done::with(()) })
+        let channels: Vec<_> = channels.into_iter().map(Arc::new).collect();
+        channels.iter().try_for_each(start)?;
+        let then = move |worker: &Worker| {
+            let result = control(worker, &shared);
+            channels.iter().for_each(|channel| channel.report());
+            result
+        };
+        Ok(Done { then: Some(Box::new(then)), ..Done::with(()) })
     }
 }
 
@@ -110,10 +122,14 @@ fn refuse(args: &CreateLinksAndRoutesArgs) -> Result<()> {
             "NATBlob: address translation of the sandbox is not taken over; set it up with nft in its network namespace",
         ));
     }
-    if !args.xdp_links.is_empty() {
-        return Err(Error::unsupported(
-            "XDPLinks: AF_XDP sockets are not supported; give a packet socket of the same interface (FDBasedLinks)",
-        ));
+    let too_large = |link: &&XdpLink| u32::try_from(link.mtu).is_ok_and(|mtu| mtu > xdp::MTU_MAX);
+    if let Some(link) = args.xdp_links.iter().find(too_large) {
+        return Err(Error::unsupported(format!(
+            "link {:?}: MTU {}: a frame of an AF_XDP socket has room for {}",
+            link.name,
+            link.mtu,
+            xdp::MTU_MAX
+        )));
     }
     Ok(())
 }
@@ -132,8 +148,7 @@ fn check_kinds(link: &FdBasedLink, peers: &[Peer]) -> Result<()> {
 }
 
 /// Starts both directions of a channel.
-fn start(channel: Channel) -> Result<()> {
-    let channel = Arc::new(channel);
+fn start(channel: &Arc<Channel>) -> Result<()> {
     for (name, direction) in [("links-out", Channel::outward as fn(&Channel)), ("links-in", Channel::inward)]
     {
         let channel = channel.clone();

@@ -68,6 +68,36 @@ impl Header {
         })
     }
 
+    /// The header of a frame whose checksum of TCP or UDP is still that of the pseudo header, as Linux hands it to
+    /// interfaces that complete it. A complete one is that as well once in 65536 times, which does no harm: the checksum
+    /// of such a packet is just not looked at.
+    fn of_incomplete(frame: &[u8]) -> Option<Self> {
+        let (ip, v6) = network_layer(frame)?;
+        let head = frame.get(ip..ip + if v6 { IPV6 } else { IPV4 })?;
+        let (protocol, transport, end) = if v6 {
+            (head[6], ip + IPV6, ip + IPV6 + word16(head, 4))
+        } else if word16(head, 6) & 0x3fff == 0 {
+            (head[9], ip + usize::from(head[0] & 15) * 4, ip + word16(head, 2))
+        } else {
+            return None;
+        };
+        let at = match protocol {
+            TCP => 16,
+            UDP => 6,
+            _ => return None,
+        };
+        let addresses = if v6 { &head[8..40] } else { &head[12..20] };
+        let length = end.checked_sub(transport).filter(|_| end <= frame.len())?;
+        let pseudo = fold(pseudo_header(addresses, protocol, length)).to_ne_bytes();
+        let field = frame.get(transport..end)?.get(at..at + 2)?;
+        (field == pseudo).then_some(Self {
+            flags: NEEDS_CSUM,
+            csum_start: transport as u16,
+            csum_offset: at as u16,
+            ..Self::default()
+        })
+    }
+
     fn encode(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         bytes[..2].copy_from_slice(&[self.flags, self.gso_type]);
@@ -311,11 +341,14 @@ impl<'a> Segment<'a> {
             })
     }
 
-    /// Its checksums are right: put together, nobody would see that one was not.
-    fn is_sound(&self) -> bool {
+    /// Its checksums are right: put together, nobody would see that one was not. With `partial`, one that is to be
+    /// completed yet is as good.
+    fn is_sound(&self, partial: bool) -> bool {
         let covered = &self.frame[self.tcp..self.data.end];
         let ip = self.v6 || fold(sum(&self.frame[ETHERNET..self.tcp], 0)) == 0xffff;
-        ip && fold(sum(covered, pseudo_header(self.addresses(), TCP, covered.len()))) == 0xffff
+        let pseudo = pseudo_header(self.addresses(), TCP, covered.len());
+        ip && (partial && covered[16..18] == fold(pseudo).to_ne_bytes()
+            || fold(sum(covered, pseudo)) == 0xffff)
     }
 }
 
@@ -329,14 +362,16 @@ struct Group<'a> {
     pushes: bool,
     /// Nothing can follow.
     full: bool,
+    /// See [`gather`].
+    partial: bool,
 }
 
 impl<'a> Group<'a> {
-    fn new(first: Segment<'a>) -> Self {
+    fn new(first: Segment<'a>, partial: bool) -> Self {
         let length = first.data.len();
         let next = first.sequence().wrapping_add(length as u32);
-        let full = first.pushes() || !first.is_sound();
-        Self { first, more: Vec::new(), length, next, pushes: false, full }
+        let full = first.pushes() || !first.is_sound(partial);
+        Self { first, more: Vec::new(), length, next, pushes: false, full, partial }
     }
 
     /// Takes `segment` in if it is what comes next.
@@ -348,7 +383,7 @@ impl<'a> Group<'a> {
             && body.len() <= size
             && self.first.data.start - ETHERNET + self.length + body.len() <= PACKET_MAX
             && self.first.same_headers(segment)
-            && segment.is_sound();
+            && segment.is_sound(self.partial);
         if fits {
             self.more.push(body);
             self.length += body.len();
@@ -360,9 +395,9 @@ impl<'a> Group<'a> {
     }
 
     fn finish(self) -> Packet<'a> {
-        let Self { first, mut more, length, pushes, .. } = self;
+        let Self { first, mut more, length, pushes, partial, .. } = self;
         if more.is_empty() {
-            return Packet::plain(first.frame);
+            return Packet::plain(first.frame, partial);
         }
         let mut head = [0; HEADER_LEN].to_vec();
         head.extend_from_slice(&first.frame[..first.data.start]);
@@ -404,8 +439,9 @@ pub struct Packet<'a> {
 }
 
 impl<'a> Packet<'a> {
-    fn plain(frame: &'a [u8]) -> Self {
-        Self { head: Vec::new(), bodies: vec![frame] }
+    fn plain(frame: &'a [u8], partial: bool) -> Self {
+        let header = if partial { Header::of_incomplete(frame) } else { None };
+        Self { head: header.map_or(Vec::new(), |h| h.encode().to_vec()), bodies: vec![frame] }
     }
 
     /// Its parts, for a system call that gathers them.
@@ -419,14 +455,15 @@ impl<'a> Packet<'a> {
 const NO_OFFLOAD: [u8; HEADER_LEN] = [0; HEADER_LEN];
 
 /// Puts TCP segments together. Those of one connection stay in their order, in packets that have an offload header each.
-pub fn gather<'a>(frames: impl Iterator<Item = &'a [u8]>) -> Vec<Packet<'a>> {
+/// With `partial` the frames come from where Linux has not completed checksums yet.
+pub fn gather<'a>(frames: impl Iterator<Item = &'a [u8]>, partial: bool) -> Vec<Packet<'a>> {
     let mut done = Vec::new();
     let mut groups: Vec<Group<'a>> = Vec::new();
     for frame in frames {
         let Some(segment) = Segment::parse(frame) else {
             // It may end, or begin, one of the connections.
             done.extend(groups.drain(..).map(Group::finish));
-            done.push(Packet::plain(frame));
+            done.push(Packet::plain(frame, partial));
             continue;
         };
         if let Some(i) = groups.iter().position(|g| g.first.same_connection(&segment)) {
@@ -437,7 +474,7 @@ pub fn gather<'a>(frames: impl Iterator<Item = &'a [u8]>) -> Vec<Packet<'a>> {
         } else if groups.len() == GROUPS {
             done.push(groups.remove(0).finish());
         }
-        groups.push(Group::new(segment));
+        groups.push(Group::new(segment, partial));
     }
     done.extend(groups.into_iter().map(Group::finish));
     done

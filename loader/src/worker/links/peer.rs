@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::offload::HEADER_LEN;
+use super::xdp::Rings;
 use crate::sys::{net, tap};
 use airlock_wire::error::{Error, Result};
 use nix::errno::Errno;
@@ -30,6 +31,8 @@ pub enum Kind {
     Messages,
     /// Likewise, without connection (`SOCK_DGRAM`; vfkit's).
     Datagrams,
+    /// An AF_XDP socket; frames are in its rings.
+    Xdp,
 }
 
 /// A donated descriptor. Its flags are the caller's, too, and stay: it may block or not.
@@ -41,6 +44,8 @@ pub struct Peer {
     pub kind: Kind,
     /// Offload headers go before the frames: large packets go through as they are.
     pub offload: bool,
+    /// Those of [`Kind::Xdp`].
+    pub rings: Option<Box<Rings>>,
 }
 
 impl Peer {
@@ -67,6 +72,7 @@ impl Peer {
                     }
                     (libc::AF_UNIX, libc::SOCK_SEQPACKET) => (Kind::Messages, false),
                     (libc::AF_UNIX, libc::SOCK_DGRAM) => (Kind::Datagrams, false),
+                    (libc::AF_XDP, _) => return Err(wrong("an AF_XDP socket: that belongs to XDPLinks")),
                     _ => return Err(wrong(&format!("a socket of family {family} and type {kind}"))),
                 }
             }
@@ -78,7 +84,7 @@ impl Peer {
             net::remote(fd.as_fd()).map_err(|_| wrong("a socket that is not connected"))?;
             enlarge(fd.as_fd());
         }
-        Ok(Self { fd, kind, offload })
+        Ok(Self { fd, kind, offload, rings: None })
     }
 }
 

@@ -9,6 +9,7 @@ use super::offload::{self, HEADER_LEN, Header};
 use super::peer::{Kind, Peer};
 use super::port::Port;
 use super::trace::{Trace, Way};
+use super::xdp::{self, Rings};
 use crate::sys::batch;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -25,6 +26,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 const FRAME_MAX: usize = (65_536 + 18 + HEADER_LEN).next_multiple_of(64);
 /// Frames that are received in one call: enough to be worth it, few enough to stay in the cache when they are long.
 const RECEIVED: usize = 16;
+/// Likewise from rings, whose frames are short: enough for a packet of 64 KiB.
+const SMALL_RECEIVED: usize = 64;
+const SMALL_FRAME: usize = 4096;
 /// Most parts of one message (`UIO_MAXIOV`).
 const PARTS: usize = 1024;
 /// Room for a stream: several of the longest frames.
@@ -60,26 +64,41 @@ pub struct Channel {
 type End = String;
 
 /// Frames as they were received: each at the beginning of its chunk of the arena.
-struct Received {
+pub struct Received {
     arena: Vec<u8>,
+    chunk: usize,
     lengths: Vec<usize>,
 }
 
 impl Received {
     fn new() -> Self {
-        Self { arena: vec![0; RECEIVED * FRAME_MAX], lengths: Vec::new() }
+        Self::with(RECEIVED, FRAME_MAX)
+    }
+
+    fn with(count: usize, chunk: usize) -> Self {
+        Self { arena: vec![0; count * chunk], chunk, lengths: Vec::new() }
+    }
+
+    /// There are none.
+    pub fn is_empty(&self) -> bool {
+        self.lengths.is_empty()
+    }
+
+    /// Has `fill` put frames there: it gets the arena, the length of its chunks, and where the frames' lengths belong.
+    pub fn take(&mut self, fill: impl FnOnce(&mut [u8], usize, &mut Vec<usize>)) {
+        fill(&mut self.arena, self.chunk, &mut self.lengths);
     }
 
     /// Waits for the first frame, and takes those that are there with it.
     fn fill(&mut self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
         self.lengths.clear();
-        let mut buffers: Vec<_> = self.arena.chunks_mut(FRAME_MAX).map(IoSliceMut::new).collect();
+        let mut buffers: Vec<_> = self.arena.chunks_mut(self.chunk).map(IoSliceMut::new).collect();
         batch::receive(fd, &mut buffers, &mut self.lengths, 0).map(drop)
     }
 
     /// What is longer than `header`.
     fn frames(&self, header: usize) -> impl Iterator<Item = &[u8]> + Clone {
-        let chunks = self.arena.chunks(FRAME_MAX).zip(&self.lengths).map(|(chunk, n)| &chunk[..*n]);
+        let chunks = self.arena.chunks(self.chunk).zip(&self.lengths).map(|(chunk, n)| &chunk[..*n]);
         chunks.filter(move |frame| frame.len() > header)
     }
 }
@@ -133,6 +152,7 @@ impl Channel {
         let end = match self.peer.kind {
             Kind::Stream => self.in_stream(),
             Kind::Tap => self.in_tap(),
+            Kind::Xdp => self.in_rings(),
             Kind::Packet | Kind::Messages | Kind::Datagrams => self.in_messages(),
         };
         self.end(&end);
@@ -144,10 +164,18 @@ impl Channel {
             return;
         }
         log::warn!("link {}: its other side is gone: {why}", self.name);
+        self.report();
         if self.living.fetch_sub(1, Ordering::Relaxed) == 1
             && let Err(e) = self.port.pull()
         {
             log::warn!("link {}: taking its carrier away: {e}", self.name);
+        }
+    }
+
+    /// Writes of frames that were lost, where somebody has counted.
+    pub fn report(&self) {
+        if let Some(losses) = self.peer.rings.as_ref().and_then(|_| xdp::losses(self.peer())) {
+            log::info!("link {}: {losses}", self.name);
         }
     }
 
@@ -173,9 +201,9 @@ impl Channel {
     fn send_plain(&self, received: &mut Received, pieces: &mut Pieces) -> Result<(), End> {
         pieces.heads.clear();
         pieces.ranges.clear();
-        let Received { arena, lengths } = received;
+        let Received { arena, chunk, lengths } = received;
         for (i, length) in lengths.iter().enumerate() {
-            let start = i * FRAME_MAX + HEADER_LEN;
+            let start = i * *chunk + HEADER_LEN;
             let Some(header) = Header::parse(&arena[start - HEADER_LEN..]) else { continue };
             let Some(frame) = arena.get_mut(start..start - HEADER_LEN + length) else { continue };
             offload::plain(frame, &header, &mut pieces.heads, |head, body| {
@@ -186,7 +214,8 @@ impl Channel {
         match self.peer.kind {
             Kind::Stream => self.send_stream(parts),
             Kind::Tap => parts.try_for_each(|parts| write_frame(self.peer(), &parts)),
-            _ => send_all(self.peer(), parts),
+            Kind::Xdp => self.rings()?.send(self.peer(), parts).map_err(|e| e.desc().to_owned()),
+            Kind::Packet | Kind::Messages | Kind::Datagrams => send_all(self.peer(), parts),
         }
     }
 
@@ -226,6 +255,24 @@ impl Channel {
             }
             self.deliver(received.frames(header), header);
         }
+    }
+
+    fn in_rings(&self) -> End {
+        let rings = match self.rings() {
+            Ok(rings) => rings,
+            Err(end) => return end,
+        };
+        let mut received = Received::with(SMALL_RECEIVED, SMALL_FRAME);
+        loop {
+            match rings.receive(self.peer(), &mut received) {
+                Ok(()) => self.deliver(received.frames(0), 0),
+                Err(e) => return e.desc().to_owned(),
+            }
+        }
+    }
+
+    fn rings(&self) -> Result<&Rings, End> {
+        self.peer.rings.as_deref().ok_or_else(|| "no rings".to_owned())
     }
 
     fn in_tap(&self) -> End {
@@ -277,7 +324,8 @@ impl Channel {
         let _ = if header > 0 {
             send_all(self.port.fd(), frames.map(|frame| [IoSlice::new(frame)]))
         } else {
-            let packets = offload::gather(frames);
+            // Linux leaves checksums to the interface, which an AF_XDP socket takes frames from before that.
+            let packets = offload::gather(frames, self.peer.kind == Kind::Xdp);
             send_all(self.port.fd(), packets.iter().map(|packet| packet.parts()))
         };
     }

@@ -67,11 +67,15 @@ fn cut(frame: &[u8], header: &Header) -> Vec<Vec<u8>> {
 }
 
 fn put_together(frames: &[Vec<u8>]) -> Vec<(Header, Vec<u8>)> {
+    gathered(frames, false)
+}
+
+fn gathered(frames: &[Vec<u8>], partial: bool) -> Vec<(Header, Vec<u8>)> {
     let whole = |packet: &Packet<'_>| {
         let bytes = packet.parts().flat_map(|p| p.to_vec()).collect::<Vec<u8>>();
         (Header::parse(&bytes).unwrap(), bytes[HEADER_LEN..].to_vec())
     };
-    gather(frames.iter().map(Vec::as_slice)).iter().map(whole).collect()
+    gather(frames.iter().map(Vec::as_slice), partial).iter().map(whole).collect()
 }
 
 #[test]
@@ -88,6 +92,43 @@ fn a_checksum_is_completed() {
     let wild = Header { csum_start: 9999, ..header };
     assert_eq!(cut(&open, &wild), Vec::<Vec<u8>>::new());
     assert_eq!(cut(&open, &Header { csum_offset: 9999, ..header }).len(), 1);
+}
+
+/// What Linux hands to an interface that completes checksums.
+fn incomplete(mut frame: Vec<u8>) -> Vec<u8> {
+    let tcp = if frame[12] == 0x86 { 54 } else { 34 };
+    let partial = simple(&[&pseudo(&frame, tcp)]);
+    put(&mut frame, tcp + 16, &partial.to_be_bytes());
+    frame
+}
+
+#[test]
+fn checksums_that_are_to_be_completed_yet_are_told() {
+    for v6 in [false, true] {
+        let tcp = if v6 { 54 } else { 34 };
+        let right = packet(v6, ACK | PSH, 1, 5, b"hello");
+        let open = incomplete(right.clone());
+        let header = Header { flags: NEEDS_CSUM, csum_start: tcp, csum_offset: 16, ..Header::default() };
+        assert_eq!(gathered(std::slice::from_ref(&open), true), [(header, open.clone())]);
+        assert_eq!(cut(&open, &header), std::slice::from_ref(&right));
+        // Complete ones, and those of peers that complete them, stay as they are.
+        for (frame, partial) in [(&right, true), (&open, false)] {
+            assert_eq!(gathered(std::slice::from_ref(frame), partial), [(Header::default(), frame.clone())]);
+        }
+        // Segments go together whether they are complete or not.
+        let frames: Vec<_> = (0..4).map(|i| packet(v6, ACK, 1 + 5 * i, 5, b"hello")).collect();
+        let mixed = frames
+            .iter()
+            .enumerate()
+            .map(|(i, f)| if i % 2 == 0 { incomplete(f.clone()) } else { f.clone() });
+        let mixed: Vec<_> = mixed.collect();
+        let [(header, whole)] = gathered(&mixed, true).try_into().unwrap();
+        // But for the numbers of IPv4's packets, which go up.
+        let of_tcp =
+            |frames: &[Vec<u8>]| frames.iter().map(|f| f[usize::from(tcp)..].to_vec()).collect::<Vec<_>>();
+        assert_eq!(of_tcp(&cut(&whole, &header)), of_tcp(&frames));
+        assert_eq!(gathered(&mixed, false).len(), 4);
+    }
 }
 
 #[test]
