@@ -272,7 +272,7 @@ impl Airlock {
         id: &str,
         new_id: &str,
         options: ForkOptions,
-        create: impl FnMut(&str) -> Result<CreateOptions>,
+        create: impl Fn(&str) -> Result<CreateOptions> + Sync,
     ) -> Result<Vec<String>> {
         let made = container::fork(&self.states, id, new_id, options, create)?;
         Ok(made.into_iter().map(|state| state.id).collect())

@@ -14,6 +14,8 @@ use memfd::{FileSeal, Memfd, MemfdOptions};
 use serde_json::Value;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How sandboxes are forked.
 #[derive(Debug, Clone, Copy, Default)]
@@ -42,7 +44,7 @@ pub fn fork(
     id: &str,
     new_id: &str,
     options: ForkOptions,
-    mut options_of: impl FnMut(&str) -> Result<CreateOptions>,
+    options_of: impl Fn(&str) -> Result<CreateOptions> + Sync,
 ) -> Result<Vec<State>> {
     let ids: Vec<String> = match options.count {
         0 | 1 => vec![new_id.to_owned()],
@@ -68,31 +70,69 @@ pub fn fork(
     checkpoint_into(dir, &state, &fds).map_err(|e| e.context(format!("fork container {id}")))?;
     drop(fds);
     files.seal();
-    let mut made = Vec::with_capacity(ids.len());
-    for new in &ids {
-        let mut one = || -> Result<State> {
-            let text = config_of_fork(&config, new, options.systemd_cgroup)?;
-            let bundle = Bundle::from_text(state.bundle.clone(), text)?;
-            let create_options = CreateOptions {
-                image: Some((files.open()?, options.memory)),
-                autostart: true,
-                overlay: state.overlay.clone(),
-                systemd_cgroup: options.systemd_cgroup,
-                ..options_of(new)?
-            };
-            let created = create(dir, new, &bundle, create_options)?;
-            run_poststart(dir, &created.state).inspect_err(|_| undo(dir, &created.state))?;
-            Ok(created.state)
+    let one = |new: &String| -> Result<State> {
+        let text = config_of_fork(&config, new, options.systemd_cgroup)?;
+        let bundle = Bundle::from_text(state.bundle.clone(), text)?;
+        let create_options = CreateOptions {
+            image: Some((files.open()?, options.memory)),
+            autostart: true,
+            overlay: state.overlay.clone(),
+            systemd_cgroup: options.systemd_cgroup,
+            ..options_of(new)?
         };
-        match one() {
-            Ok(state) => made.push(state),
-            Err(e) => {
-                made.iter().for_each(|state| undo(dir, state));
-                return Err(e.context(format!("fork container {id} as {new}")));
+        let created = create(dir, new, &bundle, create_options)?;
+        run_poststart(dir, &created.state).inspect_err(|_| undo(dir, &created.state))?;
+        Ok(created.state)
+    };
+    let outcome = each(&ids, |new| one(new).map_err(|e| e.context(format!("fork container {id} as {new}"))));
+    outcome.map_err(|(made, e)| {
+        made.iter().for_each(|state| undo(dir, state));
+        e
+    })
+}
+
+/// Does `work` for each of `items` on several threads: most of the time of making a sandbox is waiting for other processes.
+/// Begins no more after a failure, and gives what was made beside it.
+fn each<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> std::result::Result<Vec<R>, (Vec<R>, Error)> {
+    const MOST: usize = 8;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
+    let run = || {
+        let mut made = Vec::new();
+        while lock(&failure).is_none() {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(number) else { break };
+            match work(item) {
+                Ok(one) => made.push((number, one)),
+                Err(e) => drop(lock(&failure).get_or_insert(e)),
             }
         }
+        made
+    };
+    let mut made = std::thread::scope(|scope| {
+        let more = cores.min(MOST).min(items.len()).saturating_sub(1);
+        // A thread that cannot be started is one less.
+        let others: Vec<_> =
+            (0..more).filter_map(|_| std::thread::Builder::new().spawn_scoped(scope, run).ok()).collect();
+        let mut made = run();
+        for other in others {
+            made.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        made
+    });
+    made.sort_unstable_by_key(|(number, _)| *number);
+    let made = made.into_iter().map(|(_, one)| one).collect();
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(e) => Err((made, e)),
+        None => Ok(made),
     }
-    Ok(made)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn undo(dir: &StateDir, state: &State) {
@@ -183,6 +223,26 @@ mod tests {
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["linux"]["cgroupsPath"], "/x/n");
         let without = r#"{"linux":{}}"#;
         assert_eq!(config_of_fork(without, "n", false).unwrap(), without);
+    }
+
+    #[test]
+    fn what_was_made_beside_a_failure_is_told_of() {
+        let items: Vec<u32> = (0..100).collect();
+        assert_eq!(each(&items, |n| Ok(n * 2)).unwrap(), items.iter().map(|n| n * 2).collect::<Vec<_>>());
+        assert!(each(&[], |n: &u32| Ok(*n)).unwrap().is_empty());
+        let done = Mutex::new(Vec::new());
+        let failed = each(&items, |n| {
+            if *n == 40 {
+                return Err(Error::failure("forty"));
+            }
+            lock(&done).push(*n);
+            Ok(*n)
+        });
+        let (made, e) = failed.unwrap_err();
+        let mut done = done.into_inner().unwrap();
+        done.sort_unstable();
+        assert_eq!((made, e.message.as_str()), (done.clone(), "forty"));
+        assert!(done.starts_with(&items[..40]) && !done.contains(&40), "{done:?}");
     }
 
     #[test]
