@@ -18,6 +18,9 @@ const WORKLOADS: [(&str, &str); 2] = [
     ("system calls", "dd if=/dev/zero of=/dev/null bs=1 count=500000 2>/dev/null"),
 ];
 
+/// Calls of a process that is in no sandbox, timed as one.
+const CALLS: u32 = 2_000_000;
+
 /// What a workload is run with.
 struct Way<'a> {
     name: &'a str,
@@ -141,6 +144,29 @@ fn trace() {
             );
         }
     }
+    outside(&sandbox, &one, &null);
     println!("\nload {}", bench::load());
     sandbox.state.ok(["delete", "--force", &sandbox.id]);
+}
+
+/// What a session with points of system calls costs whoever is not in the sandbox, for each call.
+fn outside(sandbox: &Sandbox, points: &Value, sink: &Value) {
+    let call = || {
+        let start = Instant::now();
+        for _ in 0..CALLS {
+            std::hint::black_box(nix::unistd::getppid());
+        }
+        start.elapsed() / CALLS
+    };
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        without.push(call());
+        sandbox.session(points, sink);
+        with.push(call());
+        sandbox.state.ok(["trace", "delete", "--name", "Default", &sandbox.id]);
+    }
+    let (without, with) = (Times::new("", without).median(), Times::new("", with).median());
+    println!(
+        "\na call outside of the sandbox: {without:?}, while a session has points of system calls: {with:?}"
+    );
 }

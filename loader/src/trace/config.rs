@@ -31,6 +31,8 @@ pub struct Wanted {
 pub struct Plan {
     /// With what each tells.
     pub points: BTreeMap<Point, Wanted>,
+    /// What is taken of system calls beyond what their points need: the log tells of it.
+    pub extra: BTreeMap<u32, SyscallEntry>,
 }
 
 /// A sink of a session.
@@ -278,6 +280,17 @@ impl Plan {
             }
             entry.leave = true;
             entry.fd = call.entry(true).fd;
+        }
+        let nothing = SyscallEntry::default();
+        for (number, extra) in &self.extra {
+            let Some(entry) = entries.get_mut(number) else { continue };
+            entry.fd = entry.fd.or(extra.fd);
+            if extra.entering != nothing.entering {
+                entry.entering = extra.entering;
+            }
+            if extra.leaving != nothing.leaving {
+                entry.leaving = extra.leaving;
+            }
         }
         entries
     }

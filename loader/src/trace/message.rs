@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 use super::afterwards::{Found, Other};
+use super::bpf::Capture;
 use super::bpf::record::{Kind, tag};
 use super::calls::{CALLS, Call, Seen, text_of};
 use super::config::{BINARY_INFO, FD_INFO, Plan, Wanted};
 use super::event::{Event, File, Socket};
 use super::points::Point;
+use super::strace;
 use super::wire::{Field, Value};
 use crate::seccomp::syscalls::native_number;
 use serde::{Deserialize, Serialize};
@@ -172,7 +174,9 @@ impl Teller {
                     CALLS.iter().enumerate().find(|(_, call)| call.number() == Some(number))
                 {
                     add(Point::Call(index, leave), call.message, false, &|wanted| {
-                        named_call(event, call, number, args, result, wanted)
+                        let mut fields = named_call(event, call, number, args, result, wanted);
+                        fields.extend(self.extra(event, number, leave, false));
+                        fields
                     });
                     if call.name == "mmap"
                         && args[2] & libc::PROT_EXEC as u64 != 0
@@ -194,6 +198,7 @@ impl Teller {
                             .zip(args)
                             .map(|((n, name), arg)| Field::new(n, name, Value::Uint(arg))),
                     );
+                    fields.extend(self.extra(event, number, leave, true));
                     fields
                 });
             }
@@ -233,6 +238,24 @@ impl Teller {
             Field::new(6, "terminal", Value::Bool(start.terminal)),
         ]);
         Some(Message { kind: kind::CONTAINER_START, point: Point::ContainerStart, fields: fields.collect() })
+    }
+
+    /// What is taken for the log alone.
+    fn extra(&self, event: &Event<'_>, number: u32, leave: bool, with_path: bool) -> Vec<Field> {
+        let Some(extra) = self.plan.extra.get(&number) else { return Vec::new() };
+        let side = if leave { &extra.leaving } else { &extra.entering };
+        let mut fields = Vec::new();
+        if with_path && extra.fd.is_some() {
+            fields.push(Field::new(11, "fd_path", Value::Text(event.file_path(tag::FD).unwrap_or_default())));
+        }
+        for (n, (name, capture)) in (0..).zip(strace::CAPTURED.into_iter().zip(side)) {
+            if *capture != Capture::None
+                && let Some(item) = event.item(tag::CAPTURE + n)
+            {
+                fields.push(Field::new(12 + u32::from(n), name, Value::Bytes(item.to_vec())));
+            }
+        }
+        fields
     }
 
     /// What the context fields say of a process at the other end of a pipe; whether it is an exec session is not known.

@@ -89,11 +89,10 @@ impl Sink {
             }
             Kind::Log(strace) => self.dropped += strace.tell(message),
             Kind::File { lines, count, .. } => {
-                let mut object = serde_json::Map::new();
-                object.insert("point".to_owned(), message.point.name().into());
-                object.extend(wire::json(&message.fields));
-                lines.extend(serde_json::Value::Object(object).to_string().bytes());
-                lines.push(b'\n');
+                lines.extend(b"{\"point\":");
+                wire::json_text(&message.point.name(), lines);
+                wire::json(&message.fields, false, lines);
+                lines.extend(b"}\n");
                 *count += 1;
                 if lines.len() >= TOGETHER {
                     self.flush();
@@ -254,7 +253,7 @@ mod tests {
         let mut text = String::new();
         file.rewind().unwrap();
         file.read_to_string(&mut text).unwrap();
-        let expected = "{\"pathname\":\"a\\\"\\n\",\"point\":\"sentry/clone\"}\n{\"pathname\":\"b\",\"point\":\"sentry/clone\"}\n";
+        let expected = "{\"point\":\"sentry/clone\",\"pathname\":\"a\\\"\\n\"}\n{\"point\":\"sentry/clone\",\"pathname\":\"b\"}\n";
         assert_eq!(text, expected);
         assert_eq!(sink.dropped(), 0);
     }

@@ -4,6 +4,10 @@
 //! with `<unfinished ...>` before.
 #![forbid(unsafe_code)]
 
+mod names;
+mod show;
+mod signatures;
+
 use super::bpf::SYSCALLS;
 use super::calls::CALLS;
 use super::config::{Plan, Wanted};
@@ -15,15 +19,13 @@ use crate::seccomp::syscalls::{names, native_name, native_number};
 use airlock_wire::error::{Error, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
+use show::{arguments, find, unread};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, SystemTime};
 
 /// Bytes that are written at once: what a pipe takes without blocking once it takes anything (`PIPE_BUF`, pipe(7)).
 const AT_ONCE: usize = 4096;
-/// Longest text of an argument, and longest list of arguments, in bytes; the rest is left out.
-const MAX_TEXT: usize = 256;
-const MAX_ARGS: usize = 2048;
 /// How long a reader of the log may take, in milliseconds, until lines are dropped.
 const PATIENCE: u16 = 10;
 
@@ -55,6 +57,9 @@ pub fn plan(calls: &BTreeSet<u32>) -> Plan {
     let context = set(&CONTEXT, &["time", "thread_id", "container_id", "process_name"]);
     let mut plan = Plan::default();
     for number in calls {
+        if let Some(name) = native_name((*number).into()) {
+            plan.extra.insert(*number, signatures::extra(name));
+        }
         let named = CALLS.iter().position(|call| call.number() == Some(*number));
         for leave in [false, true] {
             let point = named.map_or(Point::Number(*number, leave), |index| Point::Call(index, leave));
@@ -63,6 +68,9 @@ pub fn plan(calls: &BTreeSet<u32>) -> Plan {
     }
     plan
 }
+
+/// Names of fields with what the arguments of a call point to, in the order of [`signatures::extra`].
+pub(super) const CAPTURED: [&str; 3] = ["captured1", "captured2", "captured3"];
 
 /// The log, as it is told of system calls.
 #[derive(Debug)]
@@ -195,6 +203,9 @@ impl Call {
 
     /// Takes from its beginning what its end does not tell any more, as the arguments of execve(2), or what close(2) closed.
     fn complete(&mut self, before: Self) {
+        let begun = before.fields.iter().filter(|f| CAPTURED.contains(&f.name));
+        let missing: Vec<_> = begun.filter(|f| find(&self.fields, f.name).is_none()).cloned().collect();
+        self.fields.extend(missing);
         for field in self.fields.iter_mut().filter(|f| unread(f)) {
             if let Some(known) = before.fields.iter().find(|f| f.name == field.name) {
                 field.value = known.value.clone();
@@ -207,7 +218,7 @@ impl Call {
         let since = Duration::from_nanos(self.time.try_into().unwrap_or(0));
         let time = humantime::format_rfc3339_micros(SystemTime::UNIX_EPOCH + since);
         let (cid, tid, process, name) = (&self.cid, self.tid, self.process.escape_debug(), &self.name);
-        let (args, end) = (arguments(&self.fields), self.ending());
+        let (args, end) = (arguments(&self.name, &self.fields), self.ending());
         format!("{time} INFO [{cid}] strace: [{tid}] {process}: {name}({args}){end}\n")
     }
 
@@ -232,90 +243,6 @@ impl Call {
             }
         }
     }
-}
-
-fn find<'a>(fields: &'a [Field], name: &str) -> Option<&'a Value> {
-    fields.iter().find(|field| field.name == name).map(|field| &field.value)
-}
-
-/// Whether there is nothing in it, as when the memory that held it could not be read, or its descriptor is closed.
-fn unread(field: &Field) -> bool {
-    match &field.value {
-        Value::Text(text) if field.name == "fd_path" => text.is_empty() || text.starts_with("[err: "),
-        Value::Text(text) => text.is_empty(),
-        Value::Texts(texts) => texts.is_empty(),
-        Value::Bytes(bytes) => bytes.is_empty(),
-        _ => false,
-    }
-}
-
-/// The arguments of a call: registers by their values, all else with its name.
-fn arguments(fields: &[Field]) -> String {
-    let path = fields.iter().find(|f| f.name == "fd_path" && !unread(f)).map(|f| &f.value);
-    let positioned = !matches!(find(fields, "has_offset"), Some(Value::Bool(false)));
-    let mut shown = Vec::new();
-    for Field { name, value, .. } in fields.iter().filter(|f| !unread(f)) {
-        match *name {
-            "exit" | "fd_path" | "has_offset" => continue,
-            "offset" if !positioned => continue,
-            "arg1" | "arg2" | "arg3" | "arg4" | "arg5" | "arg6" => {
-                shown.push(show("addr", value));
-                continue;
-            }
-            _ => {}
-        }
-        let mut text = format!("{name}: {}", show(name, value));
-        if let (Some(Value::Text(path)), "fd" | "old_fd") = (path, *name)
-            && *value != Value::Int(libc::AT_FDCWD.into())
-        {
-            text += &format!("<{}>", path.escape_debug());
-        }
-        shown.push(text);
-    }
-    let all = shown.join(", ");
-    match cut(&all, MAX_ARGS) {
-        begin if begin.len() < all.len() => format!("{begin}..."),
-        _ => all,
-    }
-}
-
-fn show(name: &str, value: &Value) -> String {
-    match (value, name) {
-        (Value::Int(n), _) if *n == i64::from(libc::AT_FDCWD) && name == "fd" => "AT_FDCWD".to_owned(),
-        (Value::Uint(n), "mode") => format!("{n:#o}"),
-        (Value::Uint(n), "addr" | "flags" | "prot" | "mask" | "stack" | "tls" | "new_tid" | "sigset") => {
-            format!("{n:#x}")
-        }
-        (Value::Int(n), "flags") => format!("{n:#x}"),
-        (Value::Int(n), _) => n.to_string(),
-        (Value::Uint(n), _) => n.to_string(),
-        (Value::Bool(b), _) => b.to_string(),
-        (Value::Text(text), _) => quoted(&text.escape_debug().to_string()),
-        (Value::Bytes(bytes), _) => quoted(&bytes.escape_ascii().to_string()),
-        (Value::Texts(texts), _) => {
-            let texts: Vec<String> = texts.iter().map(|t| quoted(&t.escape_debug().to_string())).collect();
-            format!("[{}]", texts.join(", "))
-        }
-        (Value::Message(fields), _) => {
-            let fields: Vec<String> =
-                fields.iter().map(|f| format!("{}: {}", f.name, show(f.name, &f.value))).collect();
-            format!("{{{}}}", fields.join(", "))
-        }
-    }
-}
-
-fn quoted(escaped: &str) -> String {
-    match cut(escaped, MAX_TEXT) {
-        all if all.len() == escaped.len() => format!("\"{all}\""),
-        begin => format!("\"{begin}\"..."),
-    }
-}
-
-/// As much of a text as goes into `max` bytes.
-fn cut(text: &str, max: usize) -> &str {
-    let ends = text.char_indices().map(|(at, c)| at + c.len_utf8());
-    let end = ends.take_while(|end| *end <= max).last().unwrap_or(0);
-    text.get(..end).unwrap_or_default()
 }
 
 /// The line for a message, if it has one.

@@ -1,8 +1,7 @@
 //! Messages: fields with numbers and names, encoded as protobuf (version 3, as gVisor's sinks have it) or as JSON.
 #![forbid(unsafe_code)]
 
-use serde_json::{Map, Value as Json};
-use std::fmt::Write;
+use std::io::Write;
 
 /// A field of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,32 +87,71 @@ pub fn varint(mut n: u64, out: &mut Vec<u8>) {
     out.push(n as u8);
 }
 
-/// The same fields as a JSON object. Bytes are hexadecimal; empty texts, lists and bytes are left out, numbers never.
-pub fn json(fields: &[Field]) -> Map<String, Json> {
-    let mut object = Map::new();
+/// Appends the same fields as members of a JSON object, each with a comma before it unless it is the first there. Bytes are
+/// hexadecimal; empty texts, lists and bytes are left out, numbers never.
+pub fn json(fields: &[Field], mut first: bool, out: &mut Vec<u8>) {
     for Field { name, value, .. } in fields {
-        let value = match value {
-            Value::Int(n) => Json::from(*n),
-            Value::Uint(n) => Json::from(*n),
-            Value::Bool(b) => Json::from(*b),
-            Value::Text(text) if text.is_empty() => continue,
-            Value::Text(text) => Json::from(text.as_str()),
-            Value::Bytes(content) if content.is_empty() => continue,
-            Value::Bytes(content) => {
-                let mut text = String::with_capacity(2 * content.len());
-                content.iter().for_each(|b| {
-                    // Writing to memory does not fail.
-                    let _ = write!(text, "{b:02x}");
-                });
-                Json::from(text)
-            }
-            Value::Texts(texts) if texts.is_empty() => continue,
-            Value::Texts(texts) => texts.iter().map(String::as_str).collect(),
-            Value::Message(fields) => Json::Object(json(fields)),
+        let empty = match value {
+            Value::Text(text) => text.is_empty(),
+            Value::Bytes(bytes) => bytes.is_empty(),
+            Value::Texts(texts) => texts.is_empty(),
+            _ => false,
         };
-        object.insert((*name).to_owned(), value);
+        if empty {
+            continue;
+        }
+        if !first {
+            out.push(b',');
+        }
+        first = false;
+        json_text(name, out);
+        out.push(b':');
+        // Writing to memory does not fail.
+        let _ = match value {
+            Value::Int(n) => write!(out, "{n}"),
+            Value::Uint(n) => write!(out, "{n}"),
+            Value::Bool(b) => write!(out, "{b}"),
+            Value::Text(text) => {
+                json_text(text, out);
+                Ok(())
+            }
+            Value::Bytes(bytes) => {
+                out.push(b'"');
+                let written = bytes.iter().try_for_each(|b| write!(out, "{b:02x}"));
+                out.push(b'"');
+                written
+            }
+            Value::Texts(texts) => {
+                for (n, text) in texts.iter().enumerate() {
+                    out.push(if n == 0 { b'[' } else { b',' });
+                    json_text(text, out);
+                }
+                out.push(b']');
+                Ok(())
+            }
+            Value::Message(fields) => {
+                out.push(b'{');
+                json(fields, true, out);
+                out.push(b'}');
+                Ok(())
+            }
+        };
     }
-    object
+}
+
+/// Appends a JSON string.
+pub fn json_text(text: &str, out: &mut Vec<u8>) {
+    // Writing a text to memory does not fail.
+    let _ = serde_json::to_writer(out, text);
+}
+
+/// The fields, as whoever reads the JSON has them.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn parsed(fields: &[Field]) -> Option<serde_json::Value> {
+    let mut out = vec![b'{'];
+    json(fields, true, &mut out);
+    out.push(b'}');
+    serde_json::from_slice(&out).ok()
 }
 
 #[cfg(test)]
@@ -142,10 +180,11 @@ mod tests {
         expected.extend([0x30, 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]);
         expected.extend([0x38, 0x01, 0x42, 0x02, 0xff, 0x00]);
         assert_eq!(out, expected);
-        let text = Json::Object(json(&fields)).to_string();
+        let mut out = Vec::new();
+        json(&[vec![Field::new(9, "i", Value::Texts(Vec::new()))], fields].concat(), true, &mut out);
         assert_eq!(
-            text,
-            r#"{"a":150,"b":"testing","c":{"a":150},"d":["x",""],"e":0,"f":-2,"g":true,"h":"ff00"}"#
+            String::from_utf8(out).unwrap(),
+            r#""a":150,"b":"testing","c":{"a":150},"d":["x",""],"e":0,"f":-2,"g":true,"h":"ff00""#
         );
     }
 }

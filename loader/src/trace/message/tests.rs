@@ -1,7 +1,7 @@
 use super::*;
 use crate::trace::bpf::record;
 use crate::trace::config;
-use crate::trace::wire::json;
+use crate::trace::wire::parsed;
 use serde_json::{Value as Json, json};
 
 /// A record with arguments and items.
@@ -35,7 +35,7 @@ fn told(points: Json, bytes: &[u8]) -> Vec<(String, u16, Json)> {
     let mut teller = Teller::new(plan);
     teller.know(Known { number: 1, cid: "c1".to_owned(), root: true, cgroup: 9, init: Some(7) });
     let messages = teller.tell(&Event::parse(bytes).unwrap(), &Found::default(), 1_000);
-    messages.into_iter().map(|m| (m.point.name(), m.kind, Json::Object(json(&m.fields)))).collect()
+    messages.into_iter().map(|m| (m.point.name(), m.kind, parsed(&m.fields).unwrap())).collect()
 }
 
 #[test]
@@ -84,8 +84,8 @@ fn calls_are_told_by_name_and_by_number() {
 
 #[test]
 fn an_interrupted_call_ends_as_its_program_sees_it() {
-    assert_eq!(Json::Object(json(&[ended(-512)])), json!({"exit": {"result": -4, "errorno": 4}}));
-    assert_eq!(Json::Object(json(&[ended(7)])), json!({"exit": {"result": 7, "errorno": 0}}));
+    assert_eq!(parsed(&[ended(-512)]).unwrap(), json!({"exit": {"result": -4, "errorno": 4}}));
+    assert_eq!(parsed(&[ended(7)]).unwrap(), json!({"exit": {"result": 7, "errorno": 0}}));
 }
 
 #[test]

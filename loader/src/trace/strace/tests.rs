@@ -50,7 +50,7 @@ fn a_call_is_one_line_once_it_has_ended() {
     // The text was lost meanwhile.
     strace.tell(&message("syscall/openat/exit", 7, [vec![exit(-2)], open("")].concat()));
     assert_eq!(strace.settle(0), 0);
-    let opened = r#"[7] a\nb: openat(fd: AT_FDCWD, pathname: "/x\"", flags: 0x80000, mode: 0o644) = -1 ENOENT (No such file or directory)"#;
+    let opened = r#"[7] a\nb: openat(fd: AT_FDCWD, pathname: "/x\"", flags: O_RDONLY|O_CLOEXEC, mode: 0o644) = -1 ENOENT (No such file or directory)"#;
     assert_eq!(written(&mut file), [opened]);
     assert_eq!(strace.settle(0), 0);
     let path = Field::new(5, "fd_path", Value::Text("/f".to_owned()));
@@ -93,7 +93,7 @@ fn a_call_whose_end_was_not_seen_is_unfinished() {
     strace.tell(&message("syscall/sysno/9/exit", 7, vec![exit(0x7fff_0000_0000)]));
     strace.settle(0);
     let [first, second] = &written(&mut file)[..] else { panic!() };
-    assert!(first.ends_with("(0x10) <unfinished ...>"), "{first}");
+    assert!(first.ends_with("exit_group(status: 16) <unfinished ...>"), "{first}");
     assert!(second.ends_with("() = 0x7fff00000000"), "{second}");
 }
 
@@ -116,6 +116,122 @@ fn a_log_that_nobody_reads_costs_lines_not_time() {
     assert!(text.trim_end().ends_with(&format!("{lost} events are missing until here")), "{text}");
 }
 
+/// A call by its number, with registers and what they point to.
+fn numbered(name: &str, args: &[u64], captured: &[&[u8]], result: Option<i64>) -> String {
+    let sysno = native_number(name).unwrap();
+    let mut fields: Vec<Field> = result.map(exit).into_iter().collect();
+    let registers = ["arg1", "arg2", "arg3", "arg4", "arg5", "arg6"];
+    let args = args.iter().copied().chain(std::iter::repeat(0));
+    fields
+        .extend((5..).zip(registers).zip(args).map(|((n, name), arg)| Field::new(n, name, Value::Uint(arg))));
+    fields.push(Field::new(11, "fd_path", Value::Text("/dir".to_owned())));
+    let items =
+        CAPTURED.iter().zip(captured).map(|(name, bytes)| Field::new(12, name, Value::Bytes(bytes.to_vec())));
+    fields.extend(items);
+    let side = if result.is_some() { "exit" } else { "enter" };
+    let line = line(&message(&format!("syscall/sysno/{sysno}/{side}"), 7, fields)).unwrap();
+    line.trim_end().rsplit_once("a\\nb: ").unwrap().1.to_owned()
+}
+
+#[test]
+fn calls_without_a_message_have_named_arguments() {
+    let here = libc::AT_FDCWD as u32 as u64;
+    /// Name, registers, what they point to, result, the line.
+    type Case<'a> = (&'a str, &'a [u64], &'a [&'a [u8]], Option<i64>, &'a str);
+    let cases: [Case<'_>; 10] = [
+        (
+            "renameat2",
+            &[here, 1, 5, 2, 1],
+            &[b"/a\0", b"/b\0"],
+            Some(0),
+            "renameat2(olddirfd: AT_FDCWD, oldpath: \"/a\", newdirfd: 5, newpath: \"/b\", flags: RENAME_NOREPLACE) = 0",
+        ),
+        (
+            "newfstatat",
+            &[4, 0x10, 0x20, 0x100],
+            &[b"x\0"],
+            Some(-2),
+            "newfstatat(fd: 4</dir>, pathname: \"x\", stat: 0x20, flags: AT_SYMLINK_NOFOLLOW) = -1 ENOENT (No such file or directory)",
+        ),
+        (
+            "lseek",
+            &[3, -5i64 as u64, 2],
+            &[],
+            Some(7),
+            "lseek(fd: 3</dir>, offset: -5, whence: SEEK_END) = 7",
+        ),
+        (
+            "ioctl",
+            &[1, 0x5413, 0x7f00],
+            &[],
+            Some(0),
+            "ioctl(fd: 1</dir>, request: TIOCGWINSZ, arg: 0x7f00) = 0",
+        ),
+        (
+            "mprotect",
+            &[0x1000, 4096, 5],
+            &[],
+            Some(0),
+            "mprotect(addr: 0x1000, length: 4096, prot: PROT_READ|PROT_EXEC) = 0",
+        ),
+        ("kill", &[-1i64 as u64, 15], &[], None, "kill(pid: -1, sig: SIGTERM) <unfinished ...>"),
+        (
+            "sendto",
+            &[3, 0x10, 100, 0x4000, 0x20, 16],
+            &[b"he\nllo", &[2, 0, 0, 80, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]],
+            Some(100),
+            "sendto(fd: 3</dir>, buf: \"he\\nllo\"..., len: 100, flags: MSG_NOSIGNAL, addr: 127.0.0.1:80, addrlen: 16) = 100",
+        ),
+        (
+            "readlink",
+            &[0x10, 0x20, 4096],
+            &[b"/l\0", b"targetxxxx"],
+            Some(6),
+            "readlink(pathname: \"/l\", buf: \"target\", size: 4096) = 6",
+        ),
+        ("unlink", &[0], &[], Some(-14), "unlink(pathname: 0) = -1 EFAULT (Bad address)"),
+        ("getpid", &[1, 2, 3], &[], Some(9), "getpid() = 9"),
+    ];
+    for (name, args, captured, result, expected) in cases {
+        // Some are not on every architecture.
+        if native_number(name).is_some() {
+            assert_eq!(numbered(name, args, captured, result), expected);
+        }
+    }
+    let unknown = numbered("bpf", &[5], &[], Some(3));
+    assert_eq!(unknown, "bpf(0x5, 0x0, 0x0, 0x0, 0x0, 0x0) = 3");
+}
+
+#[test]
+fn data_is_shown_as_much_as_was_moved() {
+    let read = |bytes: &[u8], count: u64, result: i64| {
+        let fields = vec![
+            exit(result),
+            Field::new(4, "fd", Value::Int(3)),
+            Field::new(6, "count", Value::Uint(count)),
+            Field::new(12, CAPTURED[0], Value::Bytes(bytes.to_vec())),
+        ];
+        line(&message("syscall/read/exit", 1, fields))
+            .unwrap()
+            .trim_end()
+            .rsplit_once(": read")
+            .unwrap()
+            .1
+            .to_owned()
+    };
+    assert_eq!(read(b"abcdefgh", 4096, 3), "(fd: 3, count: 4096, data: \"abc\") = 3");
+    let long = read(&[b'x'; 128], 4096, 4096);
+    assert!(long.contains(&format!("data: \"{}\"...)", "x".repeat(64))), "{long}");
+    let unix: &[u8] = b"\x01\0/run/s\0";
+    let connect =
+        vec![Field::new(4, "fd", Value::Int(3)), Field::new(6, "address", Value::Bytes(unix.to_vec()))];
+    assert!(
+        line(&message("syscall/connect/enter", 1, connect))
+            .unwrap()
+            .contains("connect(fd: 3, address: unix:/run/s)")
+    );
+}
+
 #[test]
 fn names_are_known_or_refused() {
     let texts = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
@@ -133,9 +249,12 @@ proptest! {
         let fields = vec![
             Field::new(6, "pathname", Value::Text(text.clone())),
             Field::new(7, "argv", Value::Texts(vec![text.clone(); many])),
-            Field::new(8, "address", Value::Bytes(text.into_bytes())),
+            Field::new(8, "address", Value::Bytes(text.clone().into_bytes())),
         ];
         let line = line(&message("syscall/execve/enter", 1, fields)).unwrap();
+        let captured: Vec<&[u8]> = vec![text.as_bytes(); 2];
+        let raw = numbered("renameat2", &[1, 2, 3], &captured, Some(0));
+        prop_assert!(raw.len() < AT_ONCE && !raw.contains(['\n', '\r']));
         prop_assert!(line.len() <= AT_ONCE, "{}", line.len());
         prop_assert_eq!(line.matches(['\n', '\r']).count(), 1);
     }
