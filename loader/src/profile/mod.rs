@@ -11,6 +11,8 @@
 #![forbid(unsafe_code)]
 
 pub mod flame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod own;
 pub mod pprof;
 pub mod samples;

@@ -87,6 +87,26 @@ impl Elf {
         Some(Self { path, source, segments, text, eh_frame, eh_frame_hdr, functions: OnceCell::new() })
     }
 
+    /// A file that is in memory.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn of_memory(path: String, bytes: &[u8]) -> Option<Self> {
+        Self::new(path, Source::Memory(bytes.to_vec()))
+    }
+
+    /// One that has nothing but unwind tables, at this address of the file.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn of_tables(path: String, bytes: &[u8], at: u64) -> Self {
+        Self {
+            path,
+            source: Source::Memory(Vec::new()),
+            segments: Vec::new(),
+            text: None,
+            eh_frame: Some((at..at + bytes.len() as u64, Rc::from(bytes))),
+            eh_frame_hdr: None,
+            functions: OnceCell::new(),
+        }
+    }
+
     /// What an address in `mapping` must be lowered by to get the address that the file gives it.
     pub fn bias(&self, mapping: &Mapping) -> Option<u64> {
         let (offset, _, address) = self
@@ -106,7 +126,11 @@ impl Elf {
             (found.as_ref().map(|f| f.0.clone()), found.as_ref().map(|f| f.1.clone()))
         };
         let (eh_frame_svma, eh_frame) = split(&self.eh_frame);
-        let (eh_frame_hdr_svma, eh_frame_hdr) = split(&self.eh_frame_hdr);
+        // Without an index the unwinder makes one.
+        let sound = |index: &&(Range<u64>, Rc<[u8]>)| {
+            self.eh_frame.as_ref().is_some_and(|table| points_into(&index.1, index.0.start, &table.0))
+        };
+        let (eh_frame_hdr_svma, eh_frame_hdr) = split(&self.eh_frame_hdr.as_ref().filter(sound).cloned());
         ExplicitModuleSectionInfo {
             text_svma: self.text.clone(),
             eh_frame_svma,
@@ -139,18 +163,13 @@ impl Elf {
 
 /// The last of the function starts in a `.eh_frame_hdr` (Linux Standard Base, 10.6.2) that is not behind `address`; `at` is the
 /// address of the section. Only the form that linkers write is read: starts relative to the section, 4 bytes each, sorted.
-fn start_in_header(header: &[u8], at: u64, address: u64) -> Option<u64> {
-    const FORM: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
-    let (form, rest) = header.split_first_chunk::<4>()?;
-    let (count, table) = rest.split_at_checked(4)?.1.split_first_chunk::<4>()?;
-    if *form != FORM {
-        return None;
-    }
+pub(super) fn start_in_header(header: &[u8], at: u64, address: u64) -> Option<u64> {
+    let (_, entries) = header_entries(header)?;
     let entry = |i: usize| {
-        let start = i32::from_le_bytes(table.get(i * 8..i * 8 + 4)?.try_into().ok()?);
-        Some(at.wrapping_add_signed(start.into()))
+        let (start, _) = entries.get(8 * i..)?.split_first_chunk::<4>()?;
+        Some(at.wrapping_add_signed(i32::from_le_bytes(*start).into()))
     };
-    let (mut low, mut high) = (0, (u32::from_le_bytes(*count) as usize).min(table.len() / 8));
+    let (mut low, mut high) = (0, entries.len() / 8);
     while low < high {
         let middle = low + (high - low) / 2;
         match entry(middle)? <= address {
@@ -159,6 +178,30 @@ fn start_in_header(header: &[u8], at: u64, address: u64) -> Option<u64> {
         }
     }
     entry(low.checked_sub(1)?)
+}
+
+/// Whether an index, which is at `at`, is about the table at `table` and about nothing before or behind it: unwinders compute with
+/// the differences.
+fn points_into(header: &[u8], at: u64, table: &Range<u64>) -> bool {
+    // The pointer to the table is relative to itself.
+    let from = |base: u64, offset: i32| base.wrapping_add_signed(offset.into());
+    header_entries(header).is_some_and(|(pointer, entries)| {
+        from(at.wrapping_add(4), pointer) == table.start
+            && entries.chunks_exact(8).all(|entry| {
+                let pointer = entry.last_chunk().map_or(0, |b| i32::from_le_bytes(*b));
+                table.contains(&from(at, pointer))
+            })
+    })
+}
+
+/// The pointer to the table, and the entries: start of a function and where the table tells of it, 4 bytes each.
+fn header_entries(header: &[u8]) -> Option<(i32, &[u8])> {
+    const FORM: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
+    let (form, rest) = header.split_first_chunk::<4>()?;
+    let (pointer, rest) = rest.split_first_chunk::<4>()?;
+    let (count, rest) = rest.split_first_chunk::<4>()?;
+    let count = (u32::from_le_bytes(*count) as usize).min(rest.len() / 8);
+    (*form == FORM).then_some((i32::from_le_bytes(*pointer), rest.get(..8 * count)?))
 }
 
 type Table = Option<(Range<u64>, Rc<[u8]>)>;
@@ -305,6 +348,21 @@ mod tests {
         for length in 0..header.len() {
             let _ = start_in_header(&header[..length], 0x1000, 0x1020);
         }
+    }
+
+    #[test]
+    fn an_index_that_leads_elsewhere_is_not_used() {
+        let mut header = vec![1, 0x1b, 0x03, 0x3b];
+        // From 0x1004 to 0x2000; one entry, for what is at 0x2010.
+        header.extend(0xffc_i32.to_le_bytes());
+        header.extend(1u32.to_le_bytes());
+        header.extend([0x10, 0, 0, 0]);
+        header.extend(0x1010_i32.to_le_bytes());
+        assert!(points_into(&header, 0x1000, &(0x2000..0x3000)));
+        assert!(!points_into(&header, 0x1000, &(0x1ff0..0x3000)), "another table");
+        assert!(!points_into(&header, 0x1000, &(0x2000..0x2010)), "behind it");
+        header[7] = 0xff;
+        assert!(!points_into(&header, 0x1000, &(0x2000..0x3000)));
     }
 
     #[test]

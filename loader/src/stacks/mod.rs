@@ -15,6 +15,8 @@
 #![forbid(unsafe_code)]
 
 pub mod elf;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod maps;
 pub mod names;
 mod space;

@@ -100,7 +100,7 @@ fn read_map(procfs: &ProcFs, pid: i32) -> Option<Compiled> {
 }
 
 /// Lines `START SIZE NAME`, numbers in hexadecimal. Of two entries for an address the later one counts: memory is used again.
-fn parse_map(text: impl BufRead) -> Compiled {
+pub(super) fn parse_map(text: impl BufRead) -> Compiled {
     let mut by_start = std::collections::BTreeMap::new();
     for line in text.split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line);
@@ -123,11 +123,28 @@ pub fn demangle(name: &str) -> String {
     }
     if name.starts_with("_Z")
         && let Ok(symbol) = cpp_demangle::Symbol::new(name)
-        && let Ok(text) = symbol.demangle()
+        && let Some(text) = written(&symbol)
     {
         return shown(&text);
     }
     shown(name)
+}
+
+/// A C++ name in full, as far as it is shown. Of one that refers to its own parts there is no end in sight: each may double it.
+fn written<T: AsRef<[u8]>>(symbol: &cpp_demangle::Symbol<T>) -> Option<String> {
+    struct Beginning(String);
+    impl std::fmt::Write for Beginning {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            if self.0.len() > 4 * LONGEST_NAME {
+                return Err(std::fmt::Error);
+            }
+            self.0.push_str(text);
+            Ok(())
+        }
+    }
+    let mut text = Beginning(String::new());
+    let whole = symbol.structured_demangle(&mut text, &cpp_demangle::DemangleOptions::default()).is_ok();
+    (whole || text.0.len() > 4 * LONGEST_NAME).then_some(text.0)
 }
 
 /// Without what could break a line or a terminal, and not too long.
@@ -157,6 +174,29 @@ mod tests {
         );
         assert_eq!(demangle("memcpy@@GLIBC_2.14"), "memcpy");
         assert_eq!(demangle("main\n\x1b[2J"), "main??[2J");
+    }
+
+    /// Each of these types has the one before it twice.
+    #[test]
+    fn names_that_double_have_an_end() {
+        let base36 = |mut n: usize| {
+            let mut digits = Vec::new();
+            loop {
+                digits.insert(0, b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"[n % 36] as char);
+                n /= 36;
+                if n == 0 {
+                    return digits.into_iter().collect::<String>();
+                }
+            }
+        };
+        let mut name = "_Z1f1AIiiE".to_owned();
+        for n in 0..200 {
+            let last = base36(n);
+            name += &format!("S_IS{last}_S{last}_E");
+        }
+        let shown = demangle(&name);
+        assert!(shown.starts_with("f(A<int, int>, A<A<int, int>, A<int, int> >, "), "{shown}");
+        assert_eq!(shown.chars().count(), LONGEST_NAME + 1);
     }
 
     #[test]

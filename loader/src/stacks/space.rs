@@ -79,6 +79,15 @@ impl Space {
         Ok(space)
     }
 
+    /// One that has nothing but one file.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn of_file(elf: Rc<Elf>, range: std::ops::Range<u64>) -> Self {
+        let (mut unwinder, bias) = (UnwinderX86_64::new(), range.start);
+        add(&mut unwinder, &elf, range.clone(), bias);
+        let mappings = BTreeMap::from([(range.start, (range.end, Some((elf, bias))))]);
+        Self { pid: 0, unwinder, cache: CacheX86_64::new(), mappings }
+    }
+
     /// The process.
     pub fn pid(&self) -> i32 {
         self.pid

@@ -16,7 +16,7 @@ mod kernel_stacks;
 pub mod links;
 mod mounts;
 mod name_addresses;
-mod procfs_dump;
+pub(crate) mod procfs_dump;
 mod read;
 mod trace;
 pub mod upper;

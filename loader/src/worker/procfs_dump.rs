@@ -178,6 +178,18 @@ fn status(pid: i32, stat: &crate::procfs::Stat, text: &str) -> Status {
     }
 }
 
+/// Reads a text as each of the files that are taken apart here.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn fuzz(text: &str) {
+    let _ = (strings(text), limits(text));
+    for line in text.lines() {
+        let _ = (cgroup(line), mapping(line));
+    }
+    if let Some(stat) = crate::procfs::Stat::parse(text) {
+        let _ = status(1, &stat, text);
+    }
+}
+
 /// `start-end rwxp offset major:minor inode   name`, hexadecimal but for the inode; the name may have blanks.
 fn mapping(line: &str) -> Option<Mapping> {
     let mut parts = line.splitn(6, ' ');

@@ -22,7 +22,7 @@ pub fn ring(mem: &Mem, start: u64, len: u64) -> Result<AioRing> {
     })
 }
 
-fn parse(start: u64, bytes: &[u8]) -> Option<AioRing> {
+pub(super) fn parse(start: u64, bytes: &[u8]) -> Option<AioRing> {
     let word = |n: usize| bytes.get(4 * n..4 * n + 4)?.try_into().ok().map(u32::from_ne_bytes);
     let (count, head, tail) = (word(1)? as usize, word(2)? as usize, word(3)? as usize);
     let fits = bytes.len().checked_sub(HEADER)? / EVENT;

@@ -10,6 +10,8 @@ pub mod creds;
 pub mod early;
 pub mod files;
 pub mod fs;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod ipc;
 pub mod mm;
 pub mod namespaces;

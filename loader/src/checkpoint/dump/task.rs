@@ -194,7 +194,7 @@ fn limits(procfs: &ProcFs, task: i32) -> Result<Vec<(u64, u64)>> {
 }
 
 /// `/proc/<pid>/limits`: a heading, and a line for each limit in the order of their numbers.
-fn parse_limits(text: &str) -> Result<Vec<(u64, u64)>> {
+pub(super) fn parse_limits(text: &str) -> Result<Vec<(u64, u64)>> {
     let value = |word: &str| if word == "unlimited" { Some(u64::MAX) } else { word.parse().ok() };
     let line = |line: &str| {
         // The name has spaces, and is 25 characters wide.

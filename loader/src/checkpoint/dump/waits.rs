@@ -158,6 +158,12 @@ fn restarted(place: &str, args: [u64; 6]) -> Option<u64> {
     Some(nr as u64).filter(|nr| limit(*nr, args).is_some())
 }
 
+/// Reads a text as what procfs says of a thread's place in the kernel, and of its turns on a processor.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz(text: &str) {
+    let _ = (cpu(text), Sched::parse(text, 0), restarted(text, [0; 6]));
+}
+
 impl Sched {
     /// Of the thread with that directory in procfs.
     fn read(procfs: &ProcFs, thread: &str) -> Option<Self> {

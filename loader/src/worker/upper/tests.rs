@@ -1,4 +1,5 @@
 use super::*;
+use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
@@ -92,4 +93,40 @@ fn too_deep_is_an_error_with_the_path() {
     std::fs::create_dir_all(dir.path().join("d/".repeat(MAX_DEPTH as usize + 1))).unwrap();
     let e = write_layer(File::open(dir.path()).unwrap().into(), &mut io::sink()).unwrap_err();
     assert!(e.message.starts_with("/d/d/d"), "{e}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Whatever a container calls its files: `tar` finds each once, under its name.
+    #[test]
+    fn any_names_come_out(names in proptest::collection::btree_set("[^/\u{0}]{1,60}|[a-z]{200,255}|\\.\\.[a-z]|[\\x{1}-\\x{1f}]{1,9}", 1..8), depth in 0usize..3) {
+        let dir = tempfile::tempdir().unwrap();
+        let below = (0..depth).fold(dir.path().to_owned(), |path, n| path.join(format!("{n}{}", "d".repeat(120))));
+        std::fs::create_dir_all(&below).unwrap();
+        let mut expected = std::collections::BTreeSet::new();
+        for name in &names {
+            let bytes = name.as_bytes();
+            // What would be taken for a whiteout is refused, longer names the filesystem has not.
+            if bytes.len() > 255 || name == "." || name == ".." || name.starts_with(".wh.") {
+                continue;
+            }
+            std::fs::write(below.join(name), name).unwrap();
+            expected.insert(below.join(name).strip_prefix(dir.path()).unwrap().to_owned());
+        }
+        let bytes = archive(dir.path());
+        let mut archive = tar::Archive::new(&bytes[..]);
+        let mut found = std::collections::BTreeSet::new();
+        for entry in archive.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            if entry.header().entry_type() == EntryType::Regular {
+                let path = entry.path().unwrap().strip_prefix("./").map_or_else(|_| entry.path().unwrap().into_owned(), Path::to_owned);
+                let mut content = String::new();
+                std::io::Read::read_to_string(&mut entry, &mut content).unwrap();
+                prop_assert_eq!(path.file_name().unwrap().to_str().unwrap(), &content);
+                found.insert(path);
+            }
+        }
+        prop_assert_eq!(found, expected);
+    }
 }

@@ -161,7 +161,7 @@ impl FdInfo {
 
 impl Lock {
     /// `1: FLOCK  ADVISORY  WRITE 4363 fe:00:10100755 0 EOF`
-    fn parse(line: &str) -> Option<Self> {
+    pub(super) fn parse(line: &str) -> Option<Self> {
         let mut words = line.split_ascii_whitespace();
         words.next()?.strip_suffix(':')?;
         let (kind, mode, access) =
@@ -183,7 +183,7 @@ impl Lock {
 
 impl EpollTarget {
     /// `tfd:        3 events: 80000019 data:     deadbeefcafe  pos:0 ino:1a sdev:10`
-    fn parse(line: &str) -> Option<Self> {
+    pub(super) fn parse(line: &str) -> Option<Self> {
         let rest = line.strip_prefix("tfd:")?;
         let (fd, rest) = rest.split_once("events:")?;
         let (events, rest) = rest.split_once("data:")?;
@@ -208,7 +208,7 @@ impl EpollTarget {
 
 impl Watch {
     /// `inotify wd:1 ino:3c4a7 sdev:fe00000 mask:102 ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:a7c403…`
-    fn parse(line: &str) -> Option<Self> {
+    pub(super) fn parse(line: &str) -> Option<Self> {
         let rest = line.strip_prefix("inotify ")?;
         let value =
             |name: &str| rest.split_ascii_whitespace().find_map(|w| w.strip_prefix(name)?.strip_prefix(':'));

@@ -14,6 +14,8 @@ mod drain;
 mod epoll;
 mod external;
 pub mod fdinfo;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing;
 mod inotify;
 mod locks;
 mod path;

@@ -145,7 +145,7 @@ pub struct Mount {
 
 impl Mount {
     /// Parses a line of mountinfo (proc_pid_mountinfo(5)).
-    fn parse(line: &str) -> Option<Self> {
+    pub(super) fn parse(line: &str) -> Option<Self> {
         let mut words = line.split_ascii_whitespace();
         let id = words.next()?.parse().ok()?;
         let (major, minor) = words.nth(1)?.split_once(':')?;
@@ -161,7 +161,7 @@ impl Mount {
 }
 
 /// Spaces, tabs, line feeds and backslashes are written as octal numbers.
-fn unescape(text: &str) -> String {
+pub(super) fn unescape(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, tail)) = rest.split_first() {

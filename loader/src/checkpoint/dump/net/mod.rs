@@ -247,5 +247,11 @@ fn check_known(family: i32, kind: i32, protocol: i32) -> std::result::Result<&'s
     }
 }
 
+/// Reads a text as the kernel's lists of multicast groups.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz(text: &str) {
+    let _ = (multicast::parse_igmp(text), multicast::parse_igmp6(text));
+}
+
 #[cfg(test)]
 mod tests;

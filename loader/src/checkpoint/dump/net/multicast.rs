@@ -25,7 +25,7 @@ pub(super) fn groups(procfs: &ProcFs, pid: i32) -> Vec<(u32, IpAddr)> {
 }
 
 /// An interface's line begins with its index; its groups follow, indented, as words of the machine's byte order.
-fn parse_igmp(text: &str) -> Vec<(u32, IpAddr)> {
+pub(super) fn parse_igmp(text: &str) -> Vec<(u32, IpAddr)> {
     let mut interface = 0;
     let mut all = Vec::new();
     for line in text.lines().skip(1) {
@@ -40,7 +40,7 @@ fn parse_igmp(text: &str) -> Vec<(u32, IpAddr)> {
 }
 
 /// `1    lo    ff020000000000000000000000000001     1 0000000C 0`
-fn parse_igmp6(text: &str) -> Vec<(u32, IpAddr)> {
+pub(super) fn parse_igmp6(text: &str) -> Vec<(u32, IpAddr)> {
     let line = |line: &str| {
         let mut fields = line.split_ascii_whitespace();
         let interface = fields.next()?.parse().ok()?;

@@ -45,7 +45,7 @@ pub fn table() -> Result<HashMap<u64, Entry>> {
     Ok(answers.iter().filter_map(|(_, body)| parse(body)).collect())
 }
 
-fn parse(body: &[u8]) -> Option<(u64, Entry)> {
+pub(in super::super) fn parse(body: &[u8]) -> Option<(u64, Entry)> {
     const HEADER: usize = 16;
     let word = |bytes: &[u8], at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     let mut entry = Entry { state: *body.get(2)?, ..Entry::default() };
