@@ -4,8 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 use airlock_tests::revive::{Way, revive, row_bundle};
-use airlock_tests::{need, workspace};
+use airlock_tests::{Bundle, State, need, unique, wait, workspace};
 use serde_json::Value;
+use std::process::Command;
 
 /// One test for each program of `tests/rows`; some need what their column says.
 macro_rules! rows {
@@ -135,4 +136,48 @@ fn files_on_disk() {
     for name in ["fifo", "files", "inotify", "locks", "unixsock"] {
         revive(&row_bundle(name, &["/"], owning), &[Way::Plain, Way::Background]);
     }
+}
+
+/// `--direct` leaves nothing of the pages in the page cache, and the image is as good as any.
+#[test]
+fn pages_are_written_past_the_page_cache() {
+    need!("busybox", "fincore");
+    let script = "x=$(head -c 2000000 /dev/urandom | base64); echo $x | md5sum >/tmp/sum; touch /tmp/ready
+        while ! [ -e /tmp/go ]; do sleep 0.05; done; echo $x | md5sum >/tmp/again; sleep 1000";
+    let (state, bundle) = (State::new(), Bundle::new(&["/bin/sh", "-c", script]));
+    let (id, copy) = (unique("direct"), unique("direct"));
+    let inside = |name: &str| bundle.rootfs().join("tmp").join(name);
+    state.detached(&["run", "--detach", "--bundle", bundle.text(), &id]);
+    wait::until("it is ready", || inside("ready").exists().then_some(()));
+    let cached = |options: &[&str]| {
+        let image = state.dir.path().join("image");
+        let args =
+            [&["checkpoint", "--leave-running", "--image-path", image.to_str().unwrap()], options, &[&id]];
+        state.ok(args.concat());
+        let pages = image.join("pages.img");
+        let out =
+            Command::new("fincore").args(["-b", "-n", "-o", "RES"]).arg(&pages).output().unwrap().stdout;
+        assert!(pages.metadata().unwrap().len() > 2_000_000);
+        (image, String::from_utf8(out).unwrap().trim().parse::<u64>().unwrap())
+    };
+    let (_, with) = cached(&[]);
+    let (image, without) = cached(&["--direct"]);
+    // Of a filesystem in memory there is no other place.
+    let in_memory =
+        nix::sys::statfs::statfs(&image).unwrap().filesystem_type() == nix::sys::statfs::TMPFS_MAGIC;
+    assert!(with > 2_000_000 && (without == 0 || in_memory), "{with} and {without} bytes");
+    state.ok(["delete", "--force", &id]);
+    state.detached(&[
+        "restore",
+        "--detach",
+        "--image-path",
+        image.to_str().unwrap(),
+        "--bundle",
+        bundle.text(),
+        &copy,
+    ]);
+    std::fs::write(inside("go"), "").unwrap();
+    let read = |name: &str| std::fs::read_to_string(inside(name)).ok().filter(|text| text.ends_with('\n'));
+    let again = wait::until("the sum of what it has", || read("again"));
+    assert_eq!(Some(again), read("sum"));
 }

@@ -87,6 +87,40 @@ fn folders_files_images_and_memory_are_mounted() {
 }
 
 #[test]
+fn an_image_is_mounted_by_the_debug_command() {
+    need!("busybox", "mkfs.erofs");
+    let c = Container::new(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::create_dir(at("tree")).unwrap();
+    std::fs::write(at("tree/greeting"), "hello").unwrap();
+    // A colon belongs to the name: the last one parts it from the target.
+    let image = at("image:1");
+    let made = Command::new("mkfs.erofs").args([&image, &at("tree")]).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let argument = format!("{image}:/tmp/image");
+    // Kernels before 6.12 mount no image from a file.
+    let out = c.state.run(["debug", "--mount", &argument, &c.id]);
+    if !out.status.success() {
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        airlock_tests::skip!("this kernel mounts no erofs image from a file: {text}");
+    }
+    assert_eq!(c.shell("cat /tmp/image/greeting; echo x >/tmp/image/new || echo refused"), "hellorefused\n");
+    c.state.ok(["umount", &c.id, "/tmp/image"]);
+    std::fs::write(at("text"), "no image at all").unwrap();
+    for (argument, expected) in [
+        (format!("{}:/tmp/text", at("text")), "at /tmp/text"),
+        (format!("{}:/tmp/x", at("nothing")), "open the image"),
+        (format!("{image}:tmp/image"), "give IMAGE:PATH"),
+        ("image".to_owned(), "give IMAGE:PATH"),
+    ] {
+        let text = c.state.fails(["debug", "--mount", &argument, &c.id]);
+        assert!(text.contains(expected), "{argument}: {text}");
+    }
+    assert_eq!(c.shell("grep -c erofs /proc/self/mounts || true"), "0\n");
+}
+
+#[test]
 fn what_was_changed_is_archived() {
     need!("busybox", "tar");
     let c = Container::new(&["--overlay2", "root:memory"]);

@@ -174,6 +174,56 @@ fn the_metric_server_answers_for_all_sandboxes_and_bears_hostile_clients() {
     });
 }
 
+/// Many at once, over and over, while sandboxes come and go: every answer is whole, and nobody is left without one.
+#[test]
+fn concurrent_scrapes_are_all_answered() {
+    need!("busybox");
+    const SCRAPERS: usize = 8;
+    const SCRAPES: usize = 25;
+    let state = State::new();
+    let (_bundle, id) = sleeping(&state);
+    let (_server, at) = serve(&state, "127.0.0.1:0");
+    let socket = state.control_socket(&id);
+    std::thread::scope(|scope| {
+        let scrapers: Vec<_> = (0..SCRAPERS)
+            .map(|n| {
+                let (at, socket, id) = (&at, &socket, &id);
+                scope.spawn(move || {
+                    let mut calls = 0;
+                    for _ in 0..SCRAPES {
+                        if n % 2 == 0 {
+                            let answer = exchange(TcpStream::connect(at).unwrap(), GET);
+                            let samples = parse(body(&answer));
+                            assert!(
+                                samples.contains_key(&("airlock_up".to_owned(), format!("sandbox=\"{id}\"")))
+                            );
+                        } else {
+                            // The sandbox itself, whose counters never go back.
+                            let mut caller = airlock_tests::urpc::Caller::json(socket);
+                            let all = caller.ok("Metrics.Export", &json!({"only_metrics": ""}), &[]);
+                            let data = all["snapshot"]["data"].as_array().unwrap();
+                            let of_this = |d: &&Value| {
+                                d["metric"]["name"] == "airlock_rpc_calls"
+                                    && d["labels"]["method"] == "Metrics.Export"
+                            };
+                            let now =
+                                data.iter().filter(of_this).filter_map(|d| d["val"]["int"].as_u64()).sum();
+                            assert!(calls == 0 || now > calls, "{now} after {calls}");
+                            calls = now;
+                        }
+                    }
+                })
+            })
+            .collect();
+        while !scrapers.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            let (_other, other) = sleeping(&state);
+            state.ok(["delete", "--force", &other]);
+        }
+    });
+    let samples = parse(body(&exchange(TcpStream::connect(&at).unwrap(), GET)));
+    assert_eq!(value(&samples, "airlock_up", &id), 1.0);
+}
+
 #[test]
 fn the_metric_server_listens_at_a_path_for_its_owner_only() {
     need!("busybox");
@@ -257,6 +307,11 @@ impl Events {
         events
     }
 
+    /// The next event that is not of memory: the kernel may have had to kill more than once.
+    fn end(&mut self) -> Value {
+        std::iter::from_fn(|| self.next()).find(|e| e["type"] != "oom").unwrap()
+    }
+
     fn next(&mut self) -> Option<Value> {
         let line = self.lines.next()?.unwrap();
         Some(serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}")))
@@ -290,7 +345,7 @@ fn a_kill_for_lack_of_memory_is_told_and_so_is_the_end_that_a_client_asked_for()
     assert_eq!(state.status(&id), "running");
     // Killed by a client afterwards: it was not memory.
     state.ok(["kill", &id, "KILL"]);
-    let exit = events.next().unwrap();
+    let exit = events.end();
     assert_eq!((&exit["type"], &exit["id"]), (&json!("exit"), &json!(id)));
     let data = &exit["data"];
     assert_eq!(
@@ -317,8 +372,7 @@ fn a_container_that_ran_out_of_memory_says_so() {
     let mut events = Events::of(&state, &id);
     std::fs::write(bundle.rootfs().join("tmp/go"), "").unwrap();
     assert_eq!(events.next().unwrap()["type"], "oom");
-    // The kernel may have had to kill more than once.
-    let exit = std::iter::from_fn(|| events.next()).find(|e| e["type"] != "oom").unwrap();
+    let exit = events.end();
     assert_eq!(
         (&exit["data"]["reason"], &exit["data"]["killed_by"]),
         (&json!("oom"), &Value::Null),

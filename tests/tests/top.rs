@@ -96,6 +96,54 @@ fn keys_do_what_they_say() {
 }
 
 #[test]
+fn its_key_saves_a_checkpoint_that_can_be_restored() {
+    need!("busybox", "tmux");
+    let script = "n=0; while :; do n=$((n + 1)); echo $n >/tmp/n; sleep 0.05; done";
+    let (state, id, bundle) = (State::new(), unique("top"), Bundle::new(&["/bin/sh", "-c", script]));
+    state.detached(&["run", "--detach", "--bundle", bundle.text(), &id]);
+    let count = |id: &str| {
+        wait::until("a number", || state.ok(["exec", id, "cat", "/tmp/n"]).trim().parse::<u64>().ok())
+    };
+    let folder = state.dir.path().join("image");
+    std::fs::create_dir(&folder).unwrap();
+    let top = format!("{} --root {} top -d 200ms", airlock().display(), state.root().display());
+    let terminal = Terminal::new(&top);
+    terminal.shows("running");
+    let before = count(&id);
+    // One that cannot be written is said, and the container goes on.
+    terminal.keys(&["c"]);
+    terminal.shows("checkpoint to the folder");
+    let type_path = |path: &str| {
+        terminal.keys(&["C-u"]);
+        terminal.keys(&["-l", path]);
+        terminal.keys(&["Enter"]);
+    };
+    type_path("/proc/nowhere/image");
+    terminal.shows("failed: ");
+    assert!(count(&id) >= before);
+    terminal.keys(&["c"]);
+    terminal.shows("checkpoint to the folder");
+    type_path(folder.to_str().unwrap());
+    terminal.shows(&format!("saved {id} to "));
+    wait::until("the container has ended", || (state.status(&id) == "stopped").then_some(()));
+    terminal.keys(&["q"]);
+    terminal.shows("left with 0");
+    let copy = unique("top");
+    state.detached(&[
+        "restore",
+        "--detach",
+        "--image-path",
+        folder.to_str().unwrap(),
+        "--bundle",
+        bundle.text(),
+        &copy,
+    ]);
+    let first = count(&copy);
+    assert!(first >= before);
+    wait::until("it counts on", || (count(&copy) > first).then_some(()));
+}
+
+#[test]
 fn the_terminal_is_restored_when_a_signal_ends_it() {
     need!("tmux");
     let state = State::new();

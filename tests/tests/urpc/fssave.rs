@@ -83,6 +83,81 @@ fn what_was_written_is_there_in_a_new_container() {
     assert_eq!(shell(&state, &fourth, "cat /data/file; ls /etc/new 2>&1 | grep -c No"), "data\n1\n");
 }
 
+/// Every container of a pod by its name, saved together and restored into the containers of another pod.
+#[test]
+fn containers_of_a_pod_are_saved_and_restored() {
+    need!("busybox");
+    let (state, images) = (State::new(), tempfile::tempdir().unwrap());
+    let image = images.path().join("image").display().to_string();
+    let member = |pod: &str, name: &str| {
+        let bundle = Bundle::with(&["/bin/sleep", "1000"], |config| {
+            oci::mount(config, "/data", "tmpfs", "tmpfs", &["mode=755"]);
+            config["annotations"] = json!({
+                "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": pod,
+                "io.kubernetes.cri.container-name": name,
+            });
+        });
+        std::fs::create_dir(bundle.rootfs().join("data")).unwrap();
+        bundle
+    };
+    let pod = |options: &[&str]| {
+        let root = bundle();
+        let id = start(&state, &root, options);
+        let members = ["web", "db"].map(|name| {
+            let bundle = member(&id, name);
+            let member = start(&state, &bundle, options);
+            (member, bundle)
+        });
+        (id, root, members)
+    };
+    let (id, _root, members) = pod(&[]);
+    for (container, _) in &members {
+        shell(&state, container, &format!("echo {container} >/data/file; echo {container} >/etc/new"));
+    }
+    shell(&state, &id, "echo root >/data/file");
+    let [web, db] = members.each_ref().map(|(id, _)| id.as_str());
+    let paths = [format!("{web}:/data"), format!("{web}:/"), format!("{db}:/data")];
+    let args = [
+        "fscheckpoint",
+        "--leave-running",
+        "--image-path",
+        &image,
+        "--path",
+        &paths[0],
+        "--path",
+        &paths[1],
+        "--path",
+        &paths[2],
+        &id,
+    ];
+    assert_eq!(state.ok(args), "");
+    for container in [&id, web, db] {
+        assert_eq!(shell(&state, container, "echo on"), "on\n");
+    }
+    // Each of the new containers finds what the one of its name had; the root container has none in the image.
+    let root = bundle();
+    let new = start(&state, &root, &[]);
+    let image_option = ["--fs-restore-image-path", image.as_str()];
+    let bundles = ["db", "web"].map(|name| member(&new, name));
+    let restored = bundles.each_ref().map(|bundle| start(&state, bundle, &image_option));
+    let look = "cat /data/file; cat /etc/new 2>/dev/null || echo none";
+    assert_eq!(shell(&state, &restored[1], look), format!("{web}\n{web}\n"));
+    assert_eq!(shell(&state, &restored[0], look), format!("{db}\nnone\n"));
+    state.ok(["wait", "--fsrestore", &restored[0]]);
+    let stranger = member(&new, "other");
+    let mut args = vec!["create", "--overlay2", "root:memory", "--bundle", stranger.text()];
+    args.extend(image_option);
+    args.push("x");
+    let error = state.fails(args);
+    assert!(error.contains("no filesystems restored for container"), "{error}");
+    // Without --leave-running all of the pod ends, whoever was saved.
+    let second = images.path().join("second").display().to_string();
+    state.ok(["fscheckpoint", "--image-path", &second, "--path", &paths[2], &id]);
+    for container in [&id, web, db] {
+        assert_eq!(state.status(container), "stopped");
+    }
+}
+
 #[test]
 fn the_calls_alone_save_and_restore() {
     need!("busybox");

@@ -250,6 +250,18 @@ impl App {
     /// Does what a key asks for.
     pub fn key(&mut self, key: KeyEvent) -> Option<Action> {
         if key.modifiers.contains(KeyModifiers::CONTROL) {
+            if key.code == KeyCode::Char('u') {
+                // As terminals do: the line anew.
+                match &mut self.mode {
+                    Mode::Checkpoint(path) => path.clear(),
+                    Mode::Filter => {
+                        self.filter.clear();
+                        self.reselect();
+                    }
+                    _ => {}
+                }
+                return None;
+            }
             return matches!(key.code, KeyCode::Char('c' | 'd')).then_some(Action::Quit);
         }
         match self.mode.clone() {

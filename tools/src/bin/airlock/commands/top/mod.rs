@@ -39,8 +39,9 @@ enum News {
 
 /// Shows the view until `q` is typed or a signal ends it. The terminal is as before then, after a panic too.
 pub fn run(global: &Global, args: TopArgs) -> Result<ExitCode> {
-    let on_terminal = isatty(std::io::stdout()).unwrap_or(false) && isatty(std::io::stdin()).unwrap_or(false);
-    if !on_terminal {
+    let has_terminal =
+        isatty(std::io::stdout()).unwrap_or(false) && isatty(std::io::stdin()).unwrap_or(false);
+    if !has_terminal {
         return Err(Error::invalid_argument(
             "top draws on a terminal, and there is none: 'list', 'ps' and 'events --stats' tell the same to programs",
         ));
@@ -52,10 +53,24 @@ pub fn run(global: &Global, args: TopArgs) -> Result<ExitCode> {
     let ends = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let (tell, news) = channel();
     collect(&global.root, args.interval, tell.clone())?;
+    on_terminal(|terminal| show(terminal, &global.root, &ends, &news, &tell)).map(|()| ExitCode::SUCCESS)
+}
+
+/// Takes over the terminal for `work`, and gives it back. A panic, on whatever thread, gives it back too, and ends the program:
+/// the others would go on drawing.
+fn on_terminal(work: impl FnOnce(&mut ratatui::DefaultTerminal) -> Result<()>) -> Result<()> {
+    /// What Rust's programs end with after a panic.
+    const PANICKED: i32 = 101;
     let mut terminal = ratatui::try_init().map_err(|e| Error::from(e).context("taking over the terminal"))?;
-    let shown = show(&mut terminal, &global.root, &ends, &news, &tell);
+    // It restores the terminal, and then tells.
+    let told = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        told(info);
+        std::process::exit(PANICKED);
+    }));
+    let done = work(&mut terminal);
     ratatui::restore();
-    shown.map(|()| ExitCode::SUCCESS)
+    done
 }
 
 /// Starts the thread that looks; it ends with the program.
@@ -138,6 +153,77 @@ fn show(
                 };
                 std::thread::Builder::new().name("work".to_owned()).spawn(run)?;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Output};
+    use std::time::Instant;
+
+    /// Set where this program is to panic on a terminal, on this thread or another.
+    const PANIC: &str = "AIRLOCK_TEST_PANIC_ON_TERMINAL";
+
+    #[test]
+    fn panics_on_the_terminal_that_it_is_given() {
+        let Some(thread) = std::env::var_os(PANIC) else { return };
+        let defect = || panic!("a defect of a test");
+        let _ = on_terminal(|terminal| {
+            terminal.draw(|frame| frame.render_widget("drawn by a test", frame.area()))?;
+            if thread == "other" {
+                let _ = std::thread::spawn(defect).join();
+                panic!("nobody goes on");
+            }
+            defect()
+        });
+    }
+
+    fn screen_after_panic_on(thread: &str) -> String {
+        let socket = format!("airlock-top-panic-{thread}-{}", std::process::id());
+        let tmux = |args: &[&str]| -> Output {
+            let mut tmux = Command::new("tmux");
+            tmux.args(["-L", &socket]).args(args).env("LC_ALL", "C.UTF-8").output().unwrap()
+        };
+        let program = std::env::current_exe().unwrap();
+        let name = "commands::top::tests::panics_on_the_terminal_that_it_is_given";
+        let line = format!(
+            "PS1='$ ' sh -c '{PANIC}={thread} RUST_BACKTRACE=0 {} --exact {name} --nocapture; echo left with $?; exec sh'",
+            program.display()
+        );
+        assert!(
+            tmux(&["-f", "/dev/null", "new-session", "-d", "-x", "100", "-y", "24", &line]).status.success()
+        );
+        let shown = |text: &str| {
+            let begun = Instant::now();
+            loop {
+                let screen = String::from_utf8_lossy(&tmux(&["capture-pane", "-p"]).stdout).into_owned();
+                if screen.contains(text) || begun.elapsed() > Duration::from_secs(30) {
+                    return screen;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        shown("left with");
+        // The terminal shows what is typed, and ends lines.
+        tmux(&["send-keys", "echo se''en", "Enter"]);
+        let screen = shown("\nseen\n");
+        tmux(&["kill-server"]);
+        screen
+    }
+
+    #[test]
+    fn the_terminal_is_restored_after_a_panic() {
+        if Command::new("tmux").arg("-V").output().is_err() {
+            eprintln!("SKIPPED: needs tmux");
+            return;
+        }
+        for thread in ["this", "other"] {
+            let screen = screen_after_panic_on(thread);
+            assert!(screen.contains("a defect of a test") && screen.contains("left with 101"), "{screen}");
+            assert!(screen.contains("echo se''en\nseen\n"), "{screen}");
+            assert!(!screen.contains("drawn by a test") && !screen.contains("nobody goes on"), "{screen}");
         }
     }
 }
