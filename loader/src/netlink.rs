@@ -481,8 +481,8 @@ fn route(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::Destination(address) => to = known(address)?,
             RouteAttribute::Gateway(address) => gateway = known(address),
             RouteAttribute::Metrics(metrics) => {
-                mtu =
-                    metrics.iter().find_map(|m| if let RouteMetric::Mtu(n) = m { Some(*n) } else { None })?;
+                let of = |m: &RouteMetric| if let RouteMetric::Mtu(n) = m { Some(*n) } else { None };
+                mtu = metrics.iter().find_map(of).unwrap_or(0);
             }
             _ => {}
         }

@@ -81,17 +81,7 @@ impl Netns {
 
     /// A packet socket on interface `name`.
     pub fn packet_socket(&self, name: &str) -> OwnedFd {
-        self.inside(|| {
-            let index = nix::net::if_::if_nametoindex(name).unwrap();
-            let protocol = (libc::ETH_P_ALL as u16).to_be();
-            let socket = net::socket(libc::AF_PACKET, libc::SOCK_RAW, i32::from(protocol)).unwrap();
-            let mut address = (libc::AF_PACKET as u16).to_ne_bytes().to_vec();
-            address.extend(protocol.to_ne_bytes());
-            address.extend(index.to_ne_bytes());
-            address.resize(20, 0);
-            net::bind(socket.as_fd(), &address).unwrap();
-            socket
-        })
+        self.inside(|| net::packet_socket(nix::net::if_::if_nametoindex(name).unwrap()).unwrap())
     }
 
     /// A new AF_XDP socket, and what brings it the frames of interface `name`.
@@ -326,12 +316,18 @@ pub fn assert_works(sandbox: &Sandbox, peer: &Netns) {
         assert_echoes(peer, address);
     }
     // And from the inside out.
+    assert_serves(peer, |command| sandbox.exec(command));
+}
+
+/// A program inside, which `exec` runs by a shell, hears from the peer.
+#[track_caller]
+pub fn assert_serves(peer: &Netns, exec: impl FnOnce(&str) -> String) {
     let listener = peer.inside(|| std::net::TcpListener::bind(format!("{}:9", PEER[0])).unwrap());
     let serving = std::thread::spawn(move || {
         let (mut stream, from) = listener.accept().unwrap();
         stream.write_all(b"hello from the peer").unwrap();
         from.ip().to_string()
     });
-    assert_eq!(sandbox.exec(&format!("nc {} 9 < /dev/null", PEER[0])), "hello from the peer");
+    assert_eq!(exec(&format!("nc {} 9 < /dev/null", PEER[0])), "hello from the peer");
     assert_eq!(serving.join().unwrap(), ADDRESSES[0]);
 }

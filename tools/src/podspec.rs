@@ -91,6 +91,11 @@ impl Bundle {
         Self::from_text(self.path, serde_json::to_string(&config).map_err(bad)?)
     }
 
+    /// The bundle with a new network namespace, whatever it names.
+    pub(crate) fn with_new_network(&self) -> Result<Self> {
+        self.clone().with_network(Some(Network::None))
+    }
+
     /// True if the container's process wants a terminal.
     pub fn terminal(&self) -> bool {
         self.spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false)

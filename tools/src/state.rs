@@ -114,6 +114,9 @@ pub struct State {
     /// Directories on the host that hold its overlay layers.
     #[serde(default)]
     pub filestores: Vec<PathBuf>,
+    /// What it has taken from the network namespace that its configuration names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<crate::container::Taken>,
     /// Overlay over root filesystem and mounts that it was made with, in gVisor's form.
     #[serde(default)]
     pub overlay: Option<String>,

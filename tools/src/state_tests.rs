@@ -32,6 +32,7 @@ fn state(id: &str, phase: Phase) -> State {
         terminal: false,
         cgroup: crate::cgroups::Manager::default(),
         filestores: Vec::new(),
+        taken: None,
         overlay: None,
         restore: None,
         poststart: Vec::new(),

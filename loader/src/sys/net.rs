@@ -4,7 +4,7 @@
 //! Thin: each function is one system call, and errors are the kernel's. Nothing blocks unless the socket does.
 
 use nix::errno::Errno;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 type Result<T> = std::result::Result<T, Errno>;
 
@@ -24,6 +24,23 @@ pub fn socket(family: i32, kind: i32, protocol: i32) -> Result<OwnedFd> {
     let fd = Errno::result(unsafe { libc::socket(family, kind, protocol) })?;
     // SAFETY: the kernel just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes a packet socket (packet(7)) with all frames of the interface with index `interface` of the calling thread's network
+/// namespace, headers and all.
+///
+/// # Errors
+/// `EPERM` without CAP_NET_RAW; `ENODEV`, `ENETDOWN`.
+pub fn packet_socket(interface: u32) -> Result<OwnedFd> {
+    // No protocol yet: nothing comes from other interfaces meanwhile.
+    let socket = socket(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
+    // struct sockaddr_ll: family, protocol, interface.
+    let mut address = (libc::AF_PACKET as u16).to_ne_bytes().to_vec();
+    address.extend((libc::ETH_P_ALL as u16).to_be_bytes());
+    address.extend(interface.to_ne_bytes());
+    address.resize(20, 0);
+    bind(socket.as_fd(), &address)?;
+    Ok(socket)
 }
 
 /// Reads an option into `buffer`; returns its length.
@@ -324,7 +341,6 @@ pub fn namespace(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
 
     #[test]
     fn filters_come_back_as_they_were_attached() {

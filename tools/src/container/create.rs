@@ -6,7 +6,7 @@ use super::exec::{send_pidfd, write_pid_file};
 use super::filesystems::FsImage;
 use super::making::{self, Answered, Making, Sockets};
 use super::restore::Source;
-use super::{CreateOptions, check_terminal, pidns, pod};
+use super::{CreateOptions, check_terminal, pidns, pod, takeover};
 use crate::cgroups::Manager;
 use crate::hooks::{self, HookState};
 use crate::podspec::{self, Bundle, Placement};
@@ -60,6 +60,9 @@ pub fn create(dir: &StateDir, id: &str, bundle: &Bundle, options: CreateOptions)
 }
 
 fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: CreateOptions) -> Result<Created> {
+    let taking = options.takeover.map(|how| takeover::prepare(bundle, how)).transpose()?.flatten();
+    let (taking, own_network) = taking.unzip();
+    let bundle = own_network.as_ref().unwrap_or(bundle);
     let spec = &bundle.spec;
     let source = Source::of(&mut options)?;
     let restores = source.is_some() || options.restore.is_some();
@@ -71,6 +74,7 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
     let manager = Manager::plan(spec, id, options.systemd_cgroup).map_err(|e| dir.or_taken(id, e))?;
     let mut state = making::first_state(id, id, bundle, manager)?;
     state.overlay.clone_from(&options.overlay);
+    state.taken = taking.as_ref().map(takeover::Prepared::taken);
     if source.is_none() {
         state.restore = options.restore.take();
     }
@@ -84,6 +88,8 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
     let mut donated = making::donate_common(&mut fds, bundle.terminal(), &mut options, join)?;
     donated.cgroup = making.state.cgroup.make(spec, &mut fds, true)?;
     let mounts = making.donate_mounts(bundle, &mut options, &mut fds, &mut donated, None)?;
+    // What the program is to find has to be there first.
+    let waits = sockets.has_agent() || filesystems.is_some() || taking.is_some();
     let hold = making::early_hooks(spec).iter().any(|(_, hooks)| !hooks.is_empty());
     let args = BootArgs {
         id: id.to_owned(),
@@ -105,7 +111,7 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
         user_log: options.user_log.take().map(|fd| fds.push(fd)),
         self_exe: Some(fds.push(binary)),
         host_pid: podspec::host_pid(spec),
-        autostart: options.autostart && !restores && !sockets.has_agent() && filesystems.is_none(),
+        autostart: options.autostart && !restores && !waits,
         to_restore: restores,
         hold,
         allowed_uids: std::mem::take(&mut options.allowed_uids),
@@ -117,10 +123,13 @@ fn create_sandbox(dir: &StateDir, id: &str, bundle: &Bundle, mut options: Create
 
     let answered =
         Answered { console: booted.console.take(), seccomp_listener: booted.seccomp_listener.take() };
-    let late_start = options.autostart && !restores && (sockets.has_agent() || filesystems.is_some());
+    let late_start = options.autostart && !restores && waits;
     let console = sockets.deliver(&making.state, booted.loader.pid, answered)?;
     if let Some(image) = filesystems {
         image.restore(&mut booted.client, id)?;
+    }
+    if let Some(taking) = taking {
+        taking.give(&mut booted.client, restores)?;
     }
     if late_start {
         pod::start(dir, &making.state)?;

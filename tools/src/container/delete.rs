@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::takeover::Taken;
 use crate::cgroups::Manager;
 use crate::files::connect_stream;
 use crate::gofer;
@@ -146,7 +147,9 @@ pub fn purge(dir: &StateDir, state: &State, force: bool) -> Result<()> {
     }
     collect(if state.is_subcontainer() { state.process() } else { state.loader });
     let cgroup = state.cgroup.kill_all().and_then(|()| state.cgroup.remove());
-    for result in [cgroup, gofer::remove_filestores(&state.filestores)] {
+    // Its sockets are closed with the sandbox.
+    let network = state.taken.as_ref().map_or(Ok(()), Taken::give_back);
+    for result in [cgroup, gofer::remove_filestores(&state.filestores), network] {
         match result {
             Ok(()) => {}
             Err(e) if force => log::warn!("container {}: {e}", state.id),

@@ -134,6 +134,7 @@ pub(super) fn first_state(
         terminal: bundle.terminal(),
         cgroup,
         filestores: Vec::new(),
+        taken: None,
         overlay: None,
         restore: None,
         poststart: hooks(Hooks::poststart),

@@ -21,6 +21,7 @@ mod process;
 pub mod restore;
 mod run;
 mod start;
+mod takeover;
 
 pub use create::{Created, create};
 pub use delete::{DeleteOptions, delete, purge};
@@ -30,6 +31,7 @@ pub use host::HostCommand;
 pub use process::{ProcessFlags, ProcessObject};
 pub use run::{Outcome, run_detached, run_foreground};
 pub use start::start;
+pub use takeover::{Taken, Takeover};
 
 use crate::gofer::Opened;
 use crate::sandbox::SandboxOptions;
@@ -115,6 +117,8 @@ pub struct CreateOptions {
     pub filesystems: Option<PathBuf>,
     /// User ids that may call the sandbox besides root.
     pub allowed_uids: Vec<u32>,
+    /// Takes over the network namespace that a new sandbox's configuration joins, instead of joining it.
+    pub takeover: Option<Takeover>,
     /// Overlay over root filesystem and mounts, in gVisor's form (`root:memory`).
     pub overlay: Option<String>,
     /// Mounts that the caller has opened already: the root filesystem, then those that the configuration's mounts need,

@@ -17,6 +17,7 @@ use crate::proxy::{self, Proxy, Supervised, Target};
 use crate::sandbox::FdList;
 use crate::state::{Phase, StateDir, Status};
 use airlock_wire::api::airlock as api;
+use airlock_wire::api::boot::Namespace;
 use airlock_wire::api::types::{Empty, SpecJson};
 use airlock_wire::client::Client;
 use airlock_wire::error::{Error, Kind, Result};
@@ -50,7 +51,11 @@ pub(super) fn create(
         return Err(sandbox_gone(sandbox_id, id));
     }
     let mut sockets = Sockets::connect(&options, spec)?;
-    let join = podspec::open_pod_namespaces(spec, sandbox.loader.pid, &sandbox.cgroup.procs()?)?;
+    let mut join = podspec::open_pod_namespaces(spec, sandbox.loader.pid, &sandbox.cgroup.procs()?)?;
+    if let Some(taken) = &sandbox.taken {
+        // The pod's network is what its sandbox has made of it.
+        join.retain(|(kind, fd)| *kind != Namespace::Network || !taken.is_from(fd));
+    }
     let manager = Manager::plan(spec, id, options.systemd_cgroup).map_err(|e| dir.or_taken(id, e))?;
     let mut state = making::first_state(id, sandbox_id, bundle, manager)?;
     state.loader = sandbox.loader;

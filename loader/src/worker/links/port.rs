@@ -32,8 +32,8 @@ impl Port {
     }
 
     fn open_one(index: u32) -> Result<Self> {
-        let socket = net::socket(libc::AF_PACKET, libc::SOCK_RAW, 0)
-            .map_err(|e| Error::from(e).context("opening a packet socket"))?;
+        let socket =
+            net::packet_socket(index).map_err(|e| Error::from(e).context("opening a packet socket"))?;
         // Whoever reads or writes has nothing else to do.
         fcntl(&socket, FcntlArg::F_SETFL(OFlag::empty()))?;
         if !peer::set_packet_options(socket.as_fd())? {
@@ -41,12 +41,6 @@ impl Port {
                 "this kernel's packet sockets have no offload headers (PACKET_VNET_HDR)",
             ));
         }
-        // struct sockaddr_ll: family, protocol, interface.
-        let mut address = (libc::AF_PACKET as u16).to_ne_bytes().to_vec();
-        address.extend((libc::ETH_P_ALL as u16).to_be_bytes());
-        address.extend(index.to_ne_bytes());
-        address.resize(20, 0);
-        net::bind(socket.as_fd(), &address)?;
         Ok(Self { socket, index })
     }
 

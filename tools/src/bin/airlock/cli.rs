@@ -23,7 +23,10 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::values::{EnvVar, parse_duration, parse_env, parse_pass_fd, parse_signal, parse_size, parse_user};
+use crate::values::{
+    EnvVar, parse_duration, parse_env, parse_pass_fd, parse_signal, parse_size, parse_user, parse_xdp,
+};
+use airlock::container::Takeover;
 
 /// Form of the error log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -88,6 +91,10 @@ pub struct GlobalArgs {
     /// Network of new sandboxes, instead of what their configuration says; see 'run --help'
     #[arg(long, value_name = "NETWORK", value_enum)]
     pub network: Option<ContainerNetwork>,
+    /// How '--network takeover' has frames: 'off' by packet sockets, 'ns' by an AF_XDP socket in the namespace that is
+    /// taken over; 'redirect:INTERFACE' and 'tunnel:INTERFACE' are refused
+    #[arg(long = "EXPERIMENTAL-xdp", value_name = "MODE", value_parser = parse_xdp, default_value = "off")]
+    pub xdp: Takeover,
     /// Run without root: only 'false' and 'auto' so far
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
     pub rootless: Rootless,
@@ -256,12 +263,16 @@ pub enum ContainerNetwork {
     Host,
     /// A new namespace with a loopback device only
     None,
+    /// A new namespace, with the interfaces, addresses and routes of the one that the configuration names by path; that
+    /// one's addresses are taken away until the sandbox is deleted
+    Takeover,
 }
 
 impl From<ContainerNetwork> for airlock::podspec::Network {
     fn from(network: ContainerNetwork) -> Self {
         match network {
-            ContainerNetwork::Sandbox => Self::Sandbox,
+            // What is taken over is replaced later.
+            ContainerNetwork::Sandbox | ContainerNetwork::Takeover => Self::Sandbox,
             ContainerNetwork::Host => Self::Host,
             ContainerNetwork::None => Self::None,
         }

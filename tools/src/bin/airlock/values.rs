@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use airlock::container::Takeover;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -15,6 +16,20 @@ pub fn parse_env(text: &str) -> Result<EnvVar, String> {
     match text.split_once('=') {
         Some((name, _)) if !name.is_empty() => Ok(EnvVar(text.to_owned())),
         _ => Err(format!("'{text}' is not of the form NAME=VALUE")),
+    }
+}
+
+/// runsc's `--EXPERIMENTAL-xdp`, as far as it can be had.
+pub fn parse_xdp(text: &str) -> Result<Takeover, String> {
+    match text {
+        "off" => Ok(Takeover::PacketSockets),
+        "ns" => Ok(Takeover::Xdp),
+        _ if text.starts_with("redirect:") || text.starts_with("tunnel:") => Err(
+            "an interface of the host is not taken over, and programs of others are not used: 'off' or 'ns'; a caller \
+             of the control API can give any AF_XDP socket (XDPLinks)"
+                .to_owned(),
+        ),
+        _ => Err(format!("{text:?} is none of 'off' and 'ns'")),
     }
 }
 
@@ -234,6 +249,15 @@ mod tests {
         assert!(parse_env("A=b=c").is_ok());
         assert!(parse_env("A").is_err());
         assert!(parse_env("=b").is_err());
+    }
+
+    #[test]
+    fn modes_of_xdp_are_read() {
+        assert_eq!(parse_xdp("off"), Ok(Takeover::PacketSockets));
+        assert_eq!(parse_xdp("ns"), Ok(Takeover::Xdp));
+        for bad in ["", "on", "NS", "redirect:eth0", "tunnel:eth0"] {
+            assert!(parse_xdp(bad).unwrap_err().contains("'ns'"), "{bad}");
+        }
     }
 
     proptest! {

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::cli::{ContainerArgs, CreateArgs, ImageArgs};
+use crate::cli::{ContainerArgs, ContainerNetwork, CreateArgs, ImageArgs};
 use crate::global::Global;
 use airlock::container::restore::RestoreOptions;
 use airlock::container::{self, CreateOptions, Stdio, passed};
@@ -34,7 +34,11 @@ pub fn run(global: &Global, args: CreateArgs) -> Result<ExitCode> {
 
 /// The bundle, with the network that the command line asks for.
 pub fn bundle(global: &Global, args: &ContainerArgs) -> Result<Bundle> {
-    Bundle::load(&args.bundle)?.with_network(args.network.or(global.args.network).map(Into::into))
+    Bundle::load(&args.bundle)?.with_network(network(global, args).map(Into::into))
+}
+
+fn network(global: &Global, args: &ContainerArgs) -> Option<ContainerNetwork> {
+    args.network.or(global.args.network)
 }
 
 impl ImageArgs {
@@ -85,6 +89,7 @@ pub fn options(global: &Global, args: &ContainerArgs) -> Result<CreateOptions> {
         user_log: user_log.map(Into::into),
         systemd_cgroup: global.args.systemd_cgroup,
         trace: args.pod_init_config.as_deref().map(pod_init_config).transpose()?,
+        takeover: (network(global, args) == Some(ContainerNetwork::Takeover)).then_some(global.args.xdp),
         overlay: args.overlay2.clone(),
         sandbox: this_program(),
         ..CreateOptions::default()
