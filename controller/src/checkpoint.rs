@@ -7,9 +7,7 @@ use airlock_loader::loader::checkpoint::{CheckpointRequest, Notice, RestoreReque
 use airlock_wire::api::airlock::{
     Checkpoint as OwnCheckpoint, CheckpointProgress, Restore as OwnRestore, RestoreContainer,
 };
-use airlock_wire::api::checkpoint::{
-    CheckpointArgs, Progress, Refusal, Report, RestoreArgs, SaveOpts, Savings,
-};
+use airlock_wire::api::checkpoint::{CheckpointArgs, Progress, Report, RestoreArgs, SaveOpts, Savings};
 use airlock_wire::api::container_manager::{
     Checkpoint, GetSavings, Restore, RestoreSubcontainer, StartArgs, WaitCheckpoint, WaitRestore,
 };
@@ -139,15 +137,7 @@ fn committed(call: &Call<'_>, socket: &OwnedFd) -> bool {
 }
 
 fn report(saved: Saved) -> Report {
-    let refusals = saved.refusals.into_iter().map(|r| Refusal {
-        cid: r.cid,
-        pid: r.pid,
-        comm: r.comm,
-        fd: r.fd,
-        kind: r.kind,
-        what: r.what,
-    });
-    Report { refusals: refusals.collect(), ..done(saved.report) }
+    Report { refusals: saved.refusals, ..done(saved.report) }
 }
 
 fn done(done: Done) -> Report {

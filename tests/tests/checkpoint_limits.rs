@@ -375,3 +375,71 @@ fn waits_for_a_time_go_on_with_what_was_left() {
     left(&copy, &before);
     copy.delete();
 }
+
+/// A container in a user namespace that runs a script of busybox, which says `ready` when it stands still.
+fn script_in_user_namespace(script: &str, edit: impl FnOnce(&mut Value)) -> Bundle {
+    let script = format!("{script}; echo ready; while ! [ -e /tmp/go ]; do sleep 0.05; done; ");
+    let bundle = Bundle::with(&["/bin/sh", "-c", &script], |config| {
+        in_user_namespace(config);
+        all_capabilities(config);
+        edit(config);
+    });
+    chown_all(&bundle.rootfs(), BASE);
+    fs::set_permissions(bundle.rootfs().join("tmp"), std::os::unix::fs::PermissionsExt::from_mode(0o1777))
+        .unwrap();
+    bundle
+}
+
+/// The kernel's table has the machine's ids; mount(2) wants those of the namespace.
+#[test]
+fn a_tmpfs_with_owners_that_a_program_in_a_user_namespace_mounted() {
+    need!("busybox");
+    let script = "mkdir /tmp/m; mount -t tmpfs -o uid=5,gid=6,mode=750 t /tmp/m; echo in >/tmp/m/file; chown 7:8 /tmp/m/file";
+    let (state, dir, bundle) =
+        (State::new(), tempfile::tempdir().unwrap(), script_in_user_namespace(script, |_| {}));
+    let image = dir.path().join("image");
+    let look = "stat -c '%u:%g %a' /tmp/m /tmp/m/file; cat /tmp/m/file; grep -c ' /tmp/m tmpfs .*uid=100005,gid=100006' /proc/self/mounts";
+    let expected = "5:6 750\n7:8 644\nin\n1\n";
+    let shell = |id: &str| state.ok(["exec", id, "/bin/sh", "-c", look]);
+    let first = Running::start(&state, &bundle, dir.path());
+    first.wait_for("ready\n");
+    assert_eq!(shell(&first.id), expected);
+    first.checkpoint(&image, &[]);
+    first.delete();
+    // And once more, of what was restored.
+    let second = dir.path().join("second");
+    let copy = Running::restore(&state, &bundle, &image, dir.path(), &[]);
+    assert_eq!(shell(&copy.id), expected);
+    copy.checkpoint(&second, &[]);
+    copy.delete();
+    let last = Running::restore(&state, &bundle, &second, dir.path(), &[]);
+    assert_eq!(shell(&last.id), expected);
+    last.delete();
+}
+
+/// Programs that changed their user are not dumpable, which is a matter of the user namespace in which they were executed.
+#[test]
+fn what_was_restored_in_a_user_namespace_with_another_user_is_saved_again() {
+    need!("busybox");
+    let changed = "su user -c 'sleep 1000' & while ! pidof sleep; do sleep 0.05; done";
+    for (script, from_the_start) in [("true", true), (changed, false)] {
+        println!("{script}");
+        let (state, dir) = (State::new(), tempfile::tempdir().unwrap());
+        let bundle = script_in_user_namespace(script, |config| {
+            if from_the_start {
+                config["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+            }
+        });
+        let mut running = Running::start(&state, &bundle, dir.path());
+        running.wait_for("ready\n");
+        for n in 0..3 {
+            let image = dir.path().join(format!("image{n}"));
+            running.checkpoint(&image, &[]);
+            running.delete();
+            running = Running::restore(&state, &bundle, &image, dir.path(), &[]);
+        }
+        let owners = state.ok(["exec", &running.id, "/bin/ps", "-o", "user,args"]);
+        assert!(owners.lines().any(|l| l.starts_with("user")), "{owners}");
+        running.delete();
+    }
+}

@@ -53,8 +53,8 @@ fn line(text: &str) -> Option<MountState> {
     })
 }
 
-/// Spaces, tabs, line feeds and backslashes are written as octal numbers.
-fn unescape(text: &str) -> String {
+/// A path as the kernel writes it in its tables: spaces, tabs, line feeds and backslashes are octal numbers there.
+pub fn unescape(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, tail)) = rest.split_first() {
@@ -123,6 +123,36 @@ pub fn how(mounts: &[MountState], index: usize) -> std::result::Result<How, Stri
     }
 }
 
+/// Has the owners that tmpfs mounts were given be told as whoever mounts them again has to: the kernel's table has the
+/// machine's ids, mount(2) takes those of the caller's user namespace. `maps` are its `uid_map` and `gid_map`, which say the
+/// machine's if that namespace is a child of the first one. An id that is not in them stays as it is.
+pub fn ids_of_namespace(mounts: &mut [MountState], maps: (&str, &str)) {
+    for mount in mounts.iter_mut().filter(|m| m.fstype == "tmpfs") {
+        let inside = |option: &str| -> Option<String> {
+            let (name, id) = option.split_once('=')?;
+            let map = match name {
+                "uid" => maps.0,
+                "gid" => maps.1,
+                _ => return None,
+            };
+            Some(format!("{name}={}", id_inside(map, id.parse().ok()?)?))
+        };
+        let options: Vec<String> =
+            mount.super_options.split(',').map(|o| inside(o).unwrap_or_else(|| o.to_owned())).collect();
+        mount.super_options = options.join(",");
+    }
+}
+
+/// What an id outside of a user namespace is inside, by its map: lines of first id inside, first id outside, count.
+fn id_inside(map: &str, outside: u64) -> Option<u64> {
+    map.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace().map_while(|word| word.parse::<u64>().ok());
+        let (inside, from, count) = (words.next()?, words.next()?, words.next()?);
+        let offset = outside.checked_sub(from).filter(|offset| *offset < count)?;
+        inside.checked_add(offset)
+    })
+}
+
 /// mount(2)'s flags for the options of a mount.
 pub fn flags(options: &str) -> MsFlags {
     let flag = |option: &str| match option {
@@ -166,6 +196,16 @@ mod tests {
         let new = |data: &str| Ok(How::New { data: data.to_owned() });
         assert_eq!(how(&mounts, 2), bind("/tmp/a b"));
         assert_eq!(how(&mounts, 3), new("size=2048k,uid=5,huge=always"));
+        let options = |maps: (&str, &str)| {
+            let mut mounts = mounts.clone();
+            ids_of_namespace(&mut mounts, maps);
+            mounts[3].super_options.clone()
+        };
+        let whole = "         0          0 4294967295\n";
+        assert_eq!(options((whole, whole)), mounts[3].super_options);
+        assert!(options(("0 1 3\n10 5 1\n", "")).contains("uid=10,"));
+        assert!(options(("0 1 3\n10 6 1\n", "")).contains("uid=5,"), "not in the namespace");
+        assert!(options(("18446744073709551615 5 9\nx y z", "")).contains("uid=18446744073709551615,"));
         assert_eq!(how(&mounts, 5), bind("/vol/sub/dir"));
         assert_eq!(how(&mounts, 6), new(""));
         assert_eq!(how(&mounts, 8), bind("/etc"));

@@ -79,16 +79,25 @@ pub fn here(frames: &mut [usize]) -> usize {
 
 /// Lets the calling thread, and those it will make, answer [`of_thread`]. Call once, before other threads exist.
 pub fn enable() {
-    // SAFETY: the handler only uses atomics and the unwinder; the structures are initialised before use.
+    // SAFETY: the handler only uses atomics and the unwinder.
+    unsafe { handle(SIGNAL, on_signal) };
+}
+
+/// Has `handler` called for a signal, and lets the calling thread, and those it will make, get it. Calls that it interrupts go on.
+///
+/// # Safety
+/// The handler may do only what a handler may (signal-safety(7)).
+pub(super) unsafe fn handle(signal: i32, handler: extern "C" fn(libc::c_int)) {
+    // SAFETY: the structures are initialised before use; the caller vouches for the handler.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_signal as extern "C" fn(libc::c_int) as usize;
+        action.sa_sigaction = handler as usize;
         action.sa_flags = libc::SA_RESTART;
         libc::sigemptyset(&raw mut action.sa_mask);
-        libc::sigaction(SIGNAL, &raw const action, std::ptr::null_mut());
+        libc::sigaction(signal, &raw const action, std::ptr::null_mut());
         let mut set = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, SIGNAL);
+        libc::sigaddset(&raw mut set, signal);
         libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
     }
 }

@@ -26,19 +26,30 @@ const INFO_NAME_OFFSET: usize = 64;
 // The leading parts of `union bpf_attr` (linux/bpf.h) for each command; the kernel takes what is missing as zero.
 
 #[repr(C)]
-struct LoadAttr {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buf: u64,
-    kern_version: u32,
-    prog_flags: u32,
-    prog_name: [u8; NAME_LEN],
-    prog_ifindex: u32,
-    expected_attach_type: u32,
+#[derive(Default)]
+pub(super) struct ProgramAttr {
+    pub prog_type: u32,
+    pub insn_cnt: u32,
+    pub insns: u64,
+    pub license: u64,
+    pub log_level: u32,
+    pub log_size: u32,
+    pub log_buf: u64,
+    pub kern_version: u32,
+    pub prog_flags: u32,
+    pub prog_name: [u8; NAME_LEN],
+    pub prog_ifindex: u32,
+    pub expected_attach_type: u32,
+    pub prog_btf_fd: u32,
+    pub func_info_rec_size: u32,
+    pub func_info: u64,
+    pub func_info_cnt: u32,
+    pub line_info_rec_size: u32,
+    pub line_info: u64,
+    pub line_info_cnt: u32,
+    pub attach_btf_id: u32,
+    pub attach_prog_fd: u32,
+    pub padding: u32,
 }
 
 #[repr(C)]
@@ -88,6 +99,15 @@ pub(super) fn bpf<T>(command: i32, attr: &mut T) -> Result<i32> {
     Errno::result(r).map(|r| r as i32)
 }
 
+/// A program's name, cut to 15 bytes. It is for lists only.
+pub(super) fn name_of(name: &str) -> [u8; NAME_LEN] {
+    let mut bytes = [0; NAME_LEN];
+    for (to, from) in bytes.iter_mut().take(NAME_LEN - 1).zip(name.bytes()) {
+        *to = from;
+    }
+    bytes
+}
+
 pub(super) fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
@@ -102,25 +122,15 @@ pub(super) fn owned(fd: i32) -> OwnedFd {
 /// # Errors
 /// `EPERM` without capabilities, `EINVAL` or `EACCES` when the verifier rejects it, `E2BIG` when it is too long.
 pub fn load_cgroup_device(program: &[u64], name: &str) -> Result<OwnedFd> {
-    // Names are for lists only, the licence for helper functions, of which the program calls none.
+    // For helper functions, of which the program calls none.
     let license = c"Apache-2.0";
-    let mut prog_name = [0u8; NAME_LEN];
-    for (to, from) in prog_name.iter_mut().take(NAME_LEN - 1).zip(name.bytes()) {
-        *to = from;
-    }
-    let mut attr = LoadAttr {
+    let mut attr = ProgramAttr {
         prog_type: BPF_PROG_TYPE_CGROUP_DEVICE,
         insn_cnt: u32::try_from(program.len()).map_err(|_| Errno::E2BIG)?,
         insns: program.as_ptr() as u64,
         license: license.as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log_buf: 0,
-        kern_version: 0,
-        prog_flags: 0,
-        prog_name,
-        prog_ifindex: 0,
-        expected_attach_type: 0,
+        prog_name: name_of(name),
+        ..ProgramAttr::default()
     };
     bpf(BPF_PROG_LOAD, &mut attr).map(owned)
 }

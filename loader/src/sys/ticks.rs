@@ -52,18 +52,8 @@ extern "C" fn on_tick(_: libc::c_int) {
 
 /// Lets the calling thread, and those that it will make, be seen by [`Ticks`]. Call once, before other threads exist.
 pub fn enable() {
-    // SAFETY: the handler uses atomics and the unwinder only; the structures are initialised before use.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_tick as extern "C" fn(libc::c_int) as usize;
-        action.sa_flags = libc::SA_RESTART;
-        libc::sigemptyset(&raw mut action.sa_mask);
-        libc::sigaction(SIGNAL, &raw const action, std::ptr::null_mut());
-        let mut set = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, SIGNAL);
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
-    }
+    // SAFETY: the handler uses atomics and the unwinder only.
+    unsafe { backtrace::handle(SIGNAL, on_tick) };
 }
 
 /// The clock; it stops when this is dropped. There should be one at a time.

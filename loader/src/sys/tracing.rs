@@ -2,7 +2,8 @@
 //! ring in which programs leave records.
 
 use super::bpf::{
-    BPF_OBJ_GET_INFO_BY_FD, BPF_PROG_LOAD, IdAttr, InfoAttr, NAME_LEN, Result, bpf, owned, raw,
+    BPF_OBJ_GET_INFO_BY_FD, BPF_PROG_LOAD, IdAttr, InfoAttr, NAME_LEN, ProgramAttr, Result, bpf, name_of,
+    owned, raw,
 };
 use nix::errno::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -52,33 +53,6 @@ struct ElementAttr {
     key: u64,
     value: u64,
     flags: u64,
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct ProgramAttr {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buf: u64,
-    kern_version: u32,
-    prog_flags: u32,
-    prog_name: [u8; NAME_LEN],
-    prog_ifindex: u32,
-    expected_attach_type: u32,
-    prog_btf_fd: u32,
-    func_info_rec_size: u32,
-    func_info: u64,
-    func_info_cnt: u32,
-    line_info_rec_size: u32,
-    line_info: u64,
-    line_info_cnt: u32,
-    attach_btf_id: u32,
-    attach_prog_fd: u32,
-    padding: u32,
 }
 
 #[repr(C)]
@@ -221,10 +195,6 @@ pub struct Refused {
 pub fn load(program: &[u64], hook: Hook, name: &str) -> std::result::Result<OwnedFd, Refused> {
     const BPF_TRACE_RAW_TP: u32 = 23;
     const BPF_XDP: u32 = 37;
-    let mut prog_name = [0u8; NAME_LEN];
-    for (to, from) in prog_name.iter_mut().take(NAME_LEN - 1).zip(name.bytes()) {
-        *to = from;
-    }
     let (prog_type, expected_attach_type, attach_btf_id) = match hook {
         Hook::Test => (BPF_PROG_TYPE_RAW_TRACEPOINT, 0, 0),
         Hook::Tracepoint(id) => (BPF_PROG_TYPE_TRACING, BPF_TRACE_RAW_TP, id),
@@ -240,7 +210,7 @@ pub fn load(program: &[u64], hook: Hook, name: &str) -> std::result::Result<Owne
             log_level: u32::from(!log.is_empty()),
             log_size: log.len() as u32,
             log_buf: if log.is_empty() { 0 } else { log.as_mut_ptr() as u64 },
-            prog_name,
+            prog_name: name_of(name),
             expected_attach_type,
             attach_btf_id,
             ..ProgramAttr::default()

@@ -229,7 +229,7 @@ impl CheckpointArgs {
     }
 }
 
-/// Something that cannot be saved.
+/// Something that cannot be saved. All of them are found before anything is disturbed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Refusal {
@@ -241,10 +241,20 @@ pub struct Refusal {
     pub comm: String,
     /// Descriptor number, if it is about one.
     pub fd: Option<i32>,
-    /// What kind of thing it is.
+    /// What kind of thing it is: `io_uring`, `device mapping`, `socket to the outside`, …
     pub kind: String,
     /// What it is exactly, and what can be done.
     pub what: String,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "process {} ({:?}) of container {:?}", self.pid, self.comm, self.cid)?;
+        if let Some(fd) = self.fd {
+            write!(f, ", descriptor {fd}")?;
+        }
+        write!(f, ": {}: {}", self.kind, self.what)
+    }
 }
 
 /// Result of `Airlock.Checkpoint` and `Airlock.Restore`: what was done.

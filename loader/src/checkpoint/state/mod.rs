@@ -21,6 +21,7 @@ pub use sockets::*;
 pub use tasks::*;
 pub use world::*;
 
+pub use airlock_wire::api::checkpoint::Refusal;
 use serde::{Deserialize, Serialize};
 
 /// Index into one of the vectors of [`SandboxState`].
@@ -58,32 +59,4 @@ pub struct SandboxState {
     pub networks: Vec<NetworkState>,
     /// What was left out or will differ after a restore, in words.
     pub warnings: Vec<String>,
-}
-
-/// Something that cannot be saved. All of them are found before anything is disturbed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Refusal {
-    /// Container ID.
-    pub cid: String,
-    /// Pid in the container.
-    pub pid: i32,
-    /// Command name.
-    pub comm: String,
-    /// Descriptor number, if it is about one.
-    pub fd: Option<i32>,
-    /// What kind of thing it is: `io_uring`, `device mapping`, `socket to the outside`, …
-    pub kind: String,
-    /// What it is exactly, and what can be done.
-    pub what: String,
-}
-
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "process {} ({:?}) of container {:?}", self.pid, self.comm, self.cid)?;
-        if let Some(fd) = self.fd {
-            write!(f, ", descriptor {fd}")?;
-        }
-        write!(f, ": {}: {}", self.kind, self.what)
-    }
 }

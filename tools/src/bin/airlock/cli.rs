@@ -11,7 +11,9 @@ mod inside;
 mod looking;
 mod measures;
 
-pub use images::{CheckpointArgs, ForkArgs, ImageArgs, RestoreArgs, StatefileAction, StatefileArgs};
+pub use images::{
+    CheckpointArgs, CriuArgs, ForkArgs, ImageArgs, RestoreArgs, StatefileAction, StatefileArgs,
+};
 pub use inside::{FscheckpointArgs, MountArgs, PortForwardArgs, ReadArgs, TarArgs, TarWhat, UmountArgs};
 pub use looking::{DebugArgs, StacksOf, TopArgs};
 pub use measures::{

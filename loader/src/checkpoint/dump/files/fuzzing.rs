@@ -2,8 +2,9 @@
 #![forbid(unsafe_code)]
 
 use super::fdinfo::{EpollTarget, Lock, Watch};
-use super::scan::{Mount, unescape};
+use super::scan::Mount;
 use super::unix::diag;
+use crate::checkpoint::mountinfo::unescape;
 
 /// Lines of `fdinfo`, of `mountinfo`, and answers about Unix sockets.
 pub fn files(data: &[u8], text: &str) {

@@ -4,6 +4,7 @@
 use super::fdinfo::FdInfo;
 use crate::checkpoint::dump::context::Context;
 use crate::checkpoint::inside;
+use crate::checkpoint::mountinfo::unescape;
 use crate::checkpoint::state::{FsState, Id};
 use crate::procfs::ProcFs;
 use crate::sys::files::{self, Compare};
@@ -158,26 +159,6 @@ impl Mount {
             fstype,
         })
     }
-}
-
-/// Spaces, tabs, line feeds and backslashes are written as octal numbers.
-pub(super) fn unescape(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, tail)) = rest.split_first() {
-        let code = tail.get(..3).filter(|_| *first == b'\\').and_then(|d| std::str::from_utf8(d).ok());
-        match code.and_then(|d| u8::from_str_radix(d, 8).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Root and current directory.

@@ -183,6 +183,8 @@ fn look(
     uppers: &[(String, BorrowedFd<'_>)],
 ) -> Result<Found> {
     let mut mounts = mountinfo::own(procfs)?;
+    let map = |name: &str| procfs.read_path(&format!("self/{name}")).unwrap_or_default();
+    mountinfo::ids_of_namespace(&mut mounts, (&map("uid_map"), &map("gid_map")));
     mark_own(&mut mounts, spec, newest);
     let mut found =
         Found { mounts: Vec::new(), contents: Vec::new(), problems: Vec::new(), warnings: Vec::new() };

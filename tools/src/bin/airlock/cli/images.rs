@@ -73,15 +73,8 @@ pub struct CheckpointArgs {
     /// Save file locks
     #[arg(long)]
     pub file_locks: bool,
-    /// Accepted and not needed: terminals are always handled
-    #[arg(long)]
-    pub shell_job: bool,
-    /// Accepted: 'soft' and 'ignore'; a restored container gets the cgroups of its own configuration
-    #[arg(long, value_name = "MODE")]
-    pub manage_cgroups_mode: Option<String>,
-    /// Accepted: 'network' (repeatable); an image does not hold the configuration of a network namespace
-    #[arg(long, value_name = "NAMESPACE")]
-    pub empty_ns: Vec<String>,
+    #[command(flatten)]
+    pub criu: CriuArgs,
     /// Not supported: a complete image is never changed
     #[arg(long, hide = true)]
     pub auto_dedup: bool,
@@ -97,6 +90,20 @@ pub struct CheckpointArgs {
     /// The container
     #[arg(value_name = "ID")]
     pub id: String,
+}
+
+/// Options of runc that are about CRIU, which both commands take
+#[derive(Debug, Clone, Args)]
+pub struct CriuArgs {
+    /// Accepted and not needed: terminals are always handled
+    #[arg(long)]
+    pub shell_job: bool,
+    /// Accepted: 'soft' and 'ignore'; a restored container gets the cgroups of its own configuration
+    #[arg(long, value_name = "MODE")]
+    pub manage_cgroups_mode: Option<String>,
+    /// Accepted: 'network' (repeatable); an image does not hold the configuration of a network namespace
+    #[arg(long, value_name = "NAMESPACE")]
+    pub empty_ns: Vec<String>,
 }
 
 /// Create a container and restore it from an image
@@ -137,15 +144,8 @@ pub struct RestoreArgs {
     /// Accepted and not needed: the image says what it has
     #[arg(long)]
     pub file_locks: bool,
-    /// Accepted and not needed: terminals are always handled
-    #[arg(long)]
-    pub shell_job: bool,
-    /// Accepted: 'soft' and 'ignore'; a restored container gets the cgroups of its own configuration
-    #[arg(long, value_name = "MODE")]
-    pub manage_cgroups_mode: Option<String>,
-    /// Accepted: 'network' (repeatable); an image does not hold the configuration of a network namespace
-    #[arg(long, value_name = "NAMESPACE")]
-    pub empty_ns: Vec<String>,
+    #[command(flatten)]
+    pub criu: CriuArgs,
     /// Accepted and not needed: airlock never adopts a container's orphans
     #[arg(long)]
     pub no_subreaper: bool,

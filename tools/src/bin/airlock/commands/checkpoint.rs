@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::cli::CheckpointArgs;
+use crate::cli::{CheckpointArgs, CriuArgs};
 use crate::global::Global;
 use crate::output;
 use crate::progress::Progress;
@@ -91,13 +91,13 @@ fn refuse(args: &CheckpointArgs) -> Result<()> {
     ];
     match refusals.iter().find(|(given, _)| *given) {
         Some((_, why)) => Err(Error::unsupported(*why)),
-        None => check_criu_options(args.manage_cgroups_mode.as_deref(), &args.empty_ns),
+        None => check_criu_options(&args.criu),
     }
 }
 
 /// Options of CRIU that `checkpoint` and `restore` share.
-pub fn check_criu_options(manage_cgroups_mode: Option<&str>, empty_ns: &[String]) -> Result<()> {
-    match manage_cgroups_mode {
+pub fn check_criu_options(criu: &CriuArgs) -> Result<()> {
+    match criu.manage_cgroups_mode.as_deref() {
         None | Some("" | "soft" | "ignore") => {}
         Some(mode) => {
             return Err(Error::unsupported(format!(
@@ -105,7 +105,7 @@ pub fn check_criu_options(manage_cgroups_mode: Option<&str>, empty_ns: &[String]
             )));
         }
     }
-    match empty_ns.iter().find(|kind| *kind != "network") {
+    match criu.empty_ns.iter().find(|kind| *kind != "network") {
         None => Ok(()),
         Some(kind) => {
             Err(Error::unsupported(format!("--empty-ns {kind}: only a network namespace can be left empty")))

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 /// Restores the container; its exit status becomes ours unless it is detached.
 pub fn run(global: &Global, args: RestoreArgs) -> Result<ExitCode> {
-    check_criu_options(args.manage_cgroups_mode.as_deref(), &args.empty_ns)?;
+    check_criu_options(&args.criu)?;
     if args.auto_dedup {
         return Err(Error::unsupported("--auto-dedup: a complete image is never changed"));
     }
