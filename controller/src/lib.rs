@@ -17,6 +17,7 @@ pub mod metrics;
 mod network;
 mod proc;
 mod profile;
+mod supervisor;
 mod trace;
 mod usage;
 
@@ -48,6 +49,7 @@ pub fn handlers(loader: &Arc<Loader>) -> Registry {
     events::register(&mut registry);
     debug::register(&mut registry, loader);
     trace::register(&mut registry, loader);
+    supervisor::register(&mut registry, loader);
     airlock::register(&mut registry, loader);
     registry
 }

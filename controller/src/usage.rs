@@ -110,43 +110,6 @@ pub(crate) fn event_of(loader: &Loader, container: &Container, id: &str, stats: 
 /// the sandbox's, in which the loader is, when that has ended.
 pub(crate) fn interfaces(loader: &Loader, container: &Container) -> Vec<NetworkInterface> {
     let init = container.init().filter(|init| init.status().is_none()).map(|init| init.pid);
-    let text = init
-        .and_then(|pid| loader.procfs().read(pid, "net/dev").ok())
-        .or_else(|| loader.procfs().read(std::process::id() as i32, "net/dev").ok());
-    text.unwrap_or_default().lines().filter_map(parse_interface).collect()
-}
-
-fn parse_interface(line: &str) -> Option<NetworkInterface> {
-    let (name, numbers) = line.rsplit_once(':')?;
-    let n: Vec<u64> = numbers.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect();
-    if n.len() < 16 {
-        return None;
-    }
-    Some(NetworkInterface {
-        name: name.trim().to_owned(),
-        rx_bytes: n[0],
-        rx_packets: n[1],
-        rx_errors: n[2],
-        rx_dropped: n[3],
-        tx_bytes: n[8],
-        tx_packets: n[9],
-        tx_errors: n[10],
-        tx_dropped: n[11],
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_of_net_dev_is_read_and_headings_are_not() {
-        let line = "  eth0: 100 2 3 4 0 0 0 0 500 6 7 8 0 0 0 0";
-        let i = parse_interface(line).unwrap();
-        assert_eq!(
-            (i.name.as_str(), i.rx_bytes, i.rx_dropped, i.tx_bytes, i.tx_errors),
-            ("eth0", 100, 4, 500, 7)
-        );
-        assert!(parse_interface(" face |bytes    packets errs").is_none());
-    }
+    let of = |pid| loader.procfs().interfaces(pid).ok();
+    init.and_then(of).or_else(|| of(std::process::id() as i32)).unwrap_or_default()
 }

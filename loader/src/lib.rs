@@ -17,6 +17,7 @@ pub mod profile;
 pub mod seccomp;
 pub mod spawner;
 pub mod stacks;
+pub mod supervisor;
 pub mod symbols;
 pub mod sys;
 pub mod trace;

@@ -32,6 +32,7 @@ use crate::checkpoint::image::Generation;
 use crate::container::{Container, Process, State, lock};
 use crate::procfs::ProcFs;
 use crate::spawner::{Exited, Spawner};
+use crate::supervisor::Supervisor;
 use airlock_wire::error::{Error, Result};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::{BTreeMap, HashMap};
@@ -98,6 +99,7 @@ pub struct Loader {
     session: Mutex<Option<trace::Live>>,
     strace: Mutex<Option<trace::Watch>>,
     network: network::Network,
+    supervisor: Supervisor,
     generation: String,
 }
 
@@ -120,6 +122,7 @@ impl Loader {
             session: Mutex::default(),
             strace: Mutex::default(),
             network: network::Network::default(),
+            supervisor: Supervisor::default(),
             generation: Generation::new()
                 .map_err(|e| Error::from(e).context("making a generation ID"))?
                 .to_string(),
@@ -136,6 +139,16 @@ impl Loader {
     /// forked one. Containers find it in `/dev/airlock-generation`.
     pub fn generation(&self) -> &str {
         &self.generation
+    }
+
+    /// The supervisor's domains.
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.supervisor
+    }
+
+    /// True when the containers live in somebody else's pid namespace.
+    pub(crate) fn shares_pid_namespace(&self) -> bool {
+        self.config.shared_pid_namespace
     }
 
     /// procfs of the sandbox's pid namespace.
@@ -242,6 +255,9 @@ impl Loader {
         let ends = is_init && self.init_ended(&container, status);
         log::debug!("process {} of {:?} ended with status {status:#x}", exited.pid, container.cid);
         process.end(status);
+        if !is_init {
+            self.supervisor.process_ended(&container.cid, &process, status);
+        }
         (ends && container.root).then_some(status)
     }
 

@@ -3,6 +3,7 @@
 //! Names and command lines in there are written by the container: everything is parsed as hostile text.
 #![forbid(unsafe_code)]
 
+use airlock_wire::api::container_manager::NetworkInterface;
 use airlock_wire::error::{Error, Result};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::Mode;
@@ -161,6 +162,14 @@ impl ProcFs {
         Ok(openat(&self.0, path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?.into())
     }
 
+    /// Counters of the interfaces in the network namespace of process `pid`, `lo` among them.
+    ///
+    /// # Errors
+    /// As [`ProcFs::read`].
+    pub fn interfaces(&self, pid: i32) -> Result<Vec<NetworkInterface>> {
+        Ok(self.read(pid, "net/dev")?.lines().filter_map(parse_interface).collect())
+    }
+
     /// `/proc/<pid>/stat`.
     ///
     /// # Errors
@@ -240,9 +249,40 @@ pub fn tty_name(tty_nr: i32) -> String {
     }
 }
 
+/// A line of `/proc/<pid>/net/dev` (proc_pid_net(5)); `None` for its headings.
+fn parse_interface(line: &str) -> Option<NetworkInterface> {
+    let (name, numbers) = line.rsplit_once(':')?;
+    let n: Vec<u64> = numbers.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect();
+    if n.len() < 16 {
+        return None;
+    }
+    Some(NetworkInterface {
+        name: name.trim().to_owned(),
+        rx_bytes: n[0],
+        rx_packets: n[1],
+        rx_errors: n[2],
+        rx_dropped: n[3],
+        tx_bytes: n[8],
+        tx_packets: n[9],
+        tx_errors: n[10],
+        tx_dropped: n[11],
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_of_net_dev_is_read_and_headings_are_not() {
+        let line = "  eth0: 100 2 3 4 0 0 0 0 500 6 7 8 0 0 0 0";
+        let i = parse_interface(line).unwrap();
+        assert_eq!(
+            (i.name.as_str(), i.rx_bytes, i.rx_dropped, i.tx_bytes, i.tx_errors),
+            ("eth0", 100, 4, 500, 7)
+        );
+        assert!(parse_interface(" face |bytes    packets errs").is_none());
+    }
     use proptest::prelude::*;
 
     #[test]

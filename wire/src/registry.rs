@@ -16,7 +16,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// One call, as its handler sees it. Descriptors that the handler does not take are closed when it returns.
 #[derive(Debug)]
@@ -111,10 +111,25 @@ impl Call<'_> {
     /// `Disconnected` when the client hangs up first, or the server's grace period ends; `InvalidArgument` when `fd` is
     /// not open.
     pub fn wait_readable(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        self.wait_readable_until(fd, None).map(drop)
+    }
+
+    /// As [`Call::wait_readable`], at most until `deadline`: false when that has passed first.
+    ///
+    /// # Errors
+    /// As [`Call::wait_readable`].
+    pub fn wait_readable_until(&self, fd: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
         let mut fds =
             [PollFd::new(fd, PollFlags::POLLIN), PollFd::new(self.stream.as_fd(), PollFlags::empty())];
         loop {
-            match poll(&mut fds, PollTimeout::NONE) {
+            let timeout = match deadline.map(|d| d.saturating_duration_since(Instant::now())) {
+                None => PollTimeout::NONE,
+                // Rounded up, so that the deadline has passed when nothing has come; a long wait is done in parts.
+                Some(left) => PollTimeout::try_from(left.saturating_add(Duration::from_micros(999)))
+                    .unwrap_or(PollTimeout::MAX),
+            };
+            match poll(&mut fds, timeout) {
+                Ok(0) if deadline.is_some_and(|d| Instant::now() >= d) => return Ok(false),
                 Ok(_) => {}
                 Err(nix::errno::Errno::EINTR) => continue,
                 Err(e) => return Err(Error::from(e).context("waiting for a descriptor")),
@@ -123,7 +138,7 @@ impl Call<'_> {
                 [fd, _] if fd.contains(PollFlags::POLLNVAL) => {
                     return Err(Error::invalid_argument("waiting for a descriptor that is not open"));
                 }
-                [fd, _] if !fd.is_empty() => return Ok(()),
+                [fd, _] if !fd.is_empty() => return Ok(true),
                 [_, client] if !client.is_empty() => {
                     return Err(Error::new(
                         Kind::Disconnected,

@@ -221,6 +221,7 @@ impl Loader {
         }
         self.trace_forget(&container);
         lock(&self.containers).remove(cid);
+        self.supervisor.container_destroyed(cid, self);
         Ok(())
     }
 

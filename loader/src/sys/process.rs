@@ -94,6 +94,19 @@ pub fn pidfd_open(pid: i32) -> Result<OwnedFd> {
 /// # Errors
 /// `ESRCH` when it is gone, `EINVAL` for a bad signal number, `EPERM`.
 pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signo: i32) -> Result<()> {
+    pidfd_signal(pidfd, signo, 0)
+}
+
+/// Sends `signo` to the process group whose id is that of the process of `pidfd` (`PIDFD_SIGNAL_PROCESS_GROUP`, Linux 6.9).
+///
+/// # Errors
+/// As [`pidfd_send_signal`]; `EINVAL` on older kernels, too.
+pub fn pidfd_send_signal_group(pidfd: BorrowedFd<'_>, signo: i32) -> Result<()> {
+    const PROCESS_GROUP: u32 = 1 << 2;
+    pidfd_signal(pidfd, signo, PROCESS_GROUP)
+}
+
+fn pidfd_signal(pidfd: BorrowedFd<'_>, signo: i32, flags: u32) -> Result<()> {
     // SAFETY: a null siginfo is allowed and means kill(2) semantics.
     let r = unsafe {
         libc::syscall(
@@ -101,7 +114,7 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signo: i32) -> Result<()> {
             pidfd.as_raw_fd(),
             signo,
             std::ptr::null::<libc::siginfo_t>(),
-            0,
+            flags,
         )
     };
     Errno::result(r).map(drop)

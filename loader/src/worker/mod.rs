@@ -11,6 +11,7 @@
 
 mod connect;
 mod cpu_profile;
+mod domain_mounts;
 mod filesystems;
 mod kernel_stacks;
 pub mod links;
@@ -24,6 +25,7 @@ mod user_stacks;
 
 pub use connect::{Connector, Dial};
 pub use cpu_profile::{CpuProfile, Sampled};
+pub use domain_mounts::DomainMounts;
 pub use filesystems::{Captured, RestoreFilesystems, SaveFilesystems};
 pub use kernel_stacks::KernelStacks;
 pub use links::Links;
@@ -124,6 +126,7 @@ macro_rules! jobs {
 jobs! {
     Connector,
     CpuProfile,
+    DomainMounts,
     KernelStacks,
     Links,
     Mount,

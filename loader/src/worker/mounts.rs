@@ -136,7 +136,7 @@ fn root() -> nix::Result<OwnedFd> {
 }
 
 /// Mounts an image that is given as a descriptor: the kernel wants a path, and procfs has one.
-fn erofs(worker: &Worker, image: BorrowedFd<'_>) -> Result<OwnedFd> {
+pub(super) fn erofs(worker: &Worker, image: BorrowedFd<'_>) -> Result<OwnedFd> {
     if paths::file_type(image)? != SFlag::S_IFREG {
         return Err(Error::invalid_argument("the image is no regular file"));
     }

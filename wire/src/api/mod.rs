@@ -42,6 +42,7 @@ pub fn visit_methods(visitor: &mut impl Visitor) {
     events::visit(visitor);
     debug::visit(visitor);
     airlock::visit(visitor);
+    supervisor::visit(visitor);
 }
 
 /// Every method that this crate declares, receiver by receiver.

@@ -358,6 +358,8 @@ pub struct DomainInfo {
     pub cid: String,
     /// Its named processes, by name, also those that have ended.
     pub processes: Vec<ProcessInfo>,
+    /// Records of managed logging that were lost because their reader was slow, by topic.
+    pub logs_lost: BTreeMap<Topic, u64>,
 }
 
 /// A named process of a domain.
