@@ -301,6 +301,16 @@ fn assign(config: &SessionConfig, count: usize) -> Result<Vec<bool>> {
 mod tests {
     use super::*;
 
+    /// As of a library's caller who donates none; the command line makes no such container.
+    #[test]
+    fn a_container_without_a_cgroup_cannot_be_traced() {
+        let (mut numbers, container) = (Numbers::default(), Container::reserve("c", true, None));
+        assert!(matches!(numbers.give(&container), Ok(None)), "nothing is to be traced yet");
+        container.spec.set(oci_spec::runtime::Spec::default()).unwrap();
+        let error = numbers.give(&container).unwrap_err();
+        assert_eq!(error.message, "trace sessions need cgroups: container \"c\" has no cgroup");
+    }
+
     #[test]
     fn descriptors_are_for_those_who_need_them() {
         let text = r#"{"name":"Default","sinks":[{"name":"null"},{"name":"file"},{"name":"remote"}]}"#;

@@ -76,6 +76,8 @@ pub struct Start {
 #[derive(Debug)]
 pub struct Teller {
     plan: Plan,
+    /// Calls with a message of their own, by number: indexes into [`CALLS`].
+    named: HashMap<u32, usize>,
     containers: HashMap<u32, Known>,
 }
 
@@ -98,7 +100,8 @@ struct Context<'a> {
 impl Teller {
     /// For a plan, without containers yet.
     pub fn new(plan: Plan) -> Self {
-        Self { plan, containers: HashMap::new() }
+        let named = CALLS.iter().enumerate().filter_map(|(index, call)| Some((call.number()?, index)));
+        Self { plan, named: named.collect(), containers: HashMap::new() }
     }
 
     /// Takes note of a container, or of its init.
@@ -170,9 +173,8 @@ impl Teller {
                 let [number, args @ .., result, _, _, _] = event.args;
                 let result = leave.then_some(result as i64);
                 let Ok(number) = u32::try_from(number) else { return messages };
-                if let Some((index, call)) =
-                    CALLS.iter().enumerate().find(|(_, call)| call.number() == Some(number))
-                {
+                let named = self.named.get(&number).and_then(|index| Some((*index, CALLS.get(*index)?)));
+                if let Some((index, call)) = named {
                     add(Point::Call(index, leave), call.message, false, &|wanted| {
                         let mut fields = named_call(event, call, number, args, result, wanted);
                         fields.extend(self.extra(event, number, leave, false));

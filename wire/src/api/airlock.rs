@@ -158,7 +158,8 @@ pub struct ContainerInfo {
 pub struct Killer {
     /// User id of the client, as the sandbox's user namespace has it.
     pub uid: u32,
-    /// Pid of the client in the sandbox's pid namespace; 0 for a client outside of the sandbox.
+    /// Pid of the client in the sandbox's pid namespace; 0 for a client outside of it, of whose pid the kernel tells the sandbox
+    /// nothing: not by `SO_PEERCRED`, nor by a pidfd of it (`SO_PEERPIDFD`).
     pub pid: i32,
     /// What it asked by: a method, or `kill(2)` for a signal to the process that stands for the container.
     pub by: String,

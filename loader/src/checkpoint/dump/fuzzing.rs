@@ -62,8 +62,6 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-
         #[test]
         fn damaged_files_are_read_or_refused(which in any::<proptest::sample::Index>(),
             damage in proptest::collection::vec((any::<proptest::sample::Index>(), prop_oneof![any::<u8>(), Just(b'\n'), Just(b' '), Just(b'9')]), 1..30)) {
