@@ -13,8 +13,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// Hardware address of the sandbox's end.
 pub const MAC: [u8; 6] = [2, 0, 0, 0, 7, 2];
@@ -53,14 +53,7 @@ impl Netns {
 
     /// Runs `work` on a thread inside.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let namespace = File::open(self.path()).unwrap();
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(move || {
-                setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
-                work()
-            });
-            thread.join().unwrap()
-        })
+        in_namespace(&self.path(), work)
     }
 
     /// A pair of veth devices inside: `peer` with [`PEER`]'s addresses, and `link` without any.
@@ -108,6 +101,27 @@ impl Netns {
         })
     }
 
+    /// A macvtap of interface `name` with [`MAC`]; `None` where the kernel has none.
+    pub fn macvtap(&self, name: &str) -> Option<OwnedFd> {
+        let hardware = MAC.map(|byte| format!("{byte:02x}")).join(":");
+        let add = format!("link add link {name} name macvtap0 address {hardware} type macvtap mode bridge");
+        let added = Command::new("ip").args(["-n", &self.0]).args(add.split(' ')).output().unwrap();
+        if !added.status.success() {
+            return None;
+        }
+        // It drops what is sent to groups that nobody on it has joined, those by which IPv6 finds neighbours among them.
+        self.ip("link set macvtap0 up allmulticast on");
+        let shown = self.command("sh").args(["-c", "cat /sys/class/net/macvtap0/tap*/dev"]).output().unwrap();
+        let text = String::from_utf8(shown.stdout).unwrap();
+        let (major, minor) = text.trim().split_once(':').unwrap();
+        let device = nix::sys::stat::makedev(major.parse().unwrap(), minor.parse().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let node = dir.path().join("tap");
+        let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+        nix::sys::stat::mknod(&node, nix::sys::stat::SFlag::S_IFCHR, mode, device).unwrap();
+        Some(self.inside(|| File::options().read(true).write(true).open(&node).unwrap().into()))
+    }
+
     /// True if `address` answers a ping within a few seconds.
     pub fn pings(&self, address: &str) -> bool {
         let out = self.command("ping").args(["-c", "1", "-W", "5", "-n", address]).output().unwrap();
@@ -125,6 +139,18 @@ impl Drop for Netns {
     fn drop(&mut self) {
         run(&["ip", "netns", "delete", &self.0]);
     }
+}
+
+/// Runs `work` on a thread in the network namespace at `path`.
+pub fn in_namespace<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> T {
+    let namespace = File::open(path).unwrap();
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        });
+        thread.join().unwrap()
+    })
 }
 
 #[track_caller]
@@ -229,11 +255,7 @@ pub fn read_capture(bytes: &mut &[u8]) -> Vec<Vec<u8>> {
 /// What md5sum(1) says of `bytes`.
 pub fn md5(bytes: &[u8]) -> String {
     use std::io::Write;
-    let mut child = Command::new("md5sum")
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = Command::new("md5sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(bytes).unwrap();
     let out = child.wait_with_output().unwrap();
     String::from_utf8_lossy(&out.stdout).split_whitespace().next().unwrap().to_owned()
@@ -243,7 +265,7 @@ pub fn md5(bytes: &[u8]) -> String {
 pub struct Sandbox {
     pub state: State,
     pub id: String,
-    _bundle: Bundle,
+    pub bundle: Bundle,
 }
 
 /// An echo server for both IP versions.
@@ -258,7 +280,7 @@ impl Sandbox {
         let (state, id) = (State::new(), unique("net"));
         let bundle = Bundle::with(&["sh", "-c", script], edit);
         state.detached(&[global, &["create", "-b", bundle.text(), &id]].concat());
-        Self { state, id, _bundle: bundle }
+        Self { state, id, bundle }
     }
 
     pub fn json(&self) -> Caller {
@@ -279,6 +301,12 @@ impl Sandbox {
     #[track_caller]
     pub fn exec(&self, command: &str) -> String {
         self.state.ok(["exec", &self.id, "sh", "-c", command])
+    }
+
+    /// Runs `work` on a thread in its network namespace.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let pid = self.state.state(&self.id)["pid"].as_i64().unwrap();
+        in_namespace(Path::new(&format!("/proc/{pid}/ns/net")), work)
     }
 
     pub fn carrier(&self) -> String {
@@ -330,4 +358,27 @@ pub fn assert_serves(peer: &Netns, exec: impl FnOnce(&str) -> String) {
     });
     assert_eq!(exec(&format!("nc {} 9 < /dev/null", PEER[0])), "hello from the peer");
     assert_eq!(serving.join().unwrap(), ADDRESSES[0]);
+}
+
+/// A process that is killed and reaped at the end.
+pub struct Running(pub std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// socat(1) with a tap of the peer's addresses on one side and `socket` on the other: a frame for each message.
+pub fn socat(peer: &Netns, socket: OwnedFd) -> Running {
+    let mut command = peer.command("socat");
+    command.args(["-b", "65536", "TUN,tun-type=tap,tun-name=peer,iff-no-pi,iff-up", "STDIO"]);
+    command.stdin(Stdio::from(socket.try_clone().unwrap())).stdout(Stdio::from(socket));
+    let running = Running(command.spawn().unwrap());
+    until("socat's tap", || {
+        peer.command("ip").args(["link", "show", "peer"]).output().unwrap().status.success().then_some(())
+    });
+    peer.address("peer");
+    running
 }

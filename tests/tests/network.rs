@@ -4,12 +4,14 @@
 #![allow(clippy::unwrap_used)]
 
 use airlock_tests::network::{
-    ADDRESSES, ECHO, MAC, Netns, Sandbox, assert_echoes, assert_works, link, links, neighbor,
+    ADDRESSES, ECHO, MAC, Netns, PEER, Running, Sandbox, assert_echoes, assert_works, link, links, neighbor,
+    socat,
 };
 use airlock_tests::urpc::Caller;
 use airlock_tests::wait::until;
-use airlock_tests::{Bundle, State, need, read_all, unique};
-use airlock_wire::api::network::{CreateLinksAndRoutesArgs, default_loopback};
+use airlock_tests::{Bundle, State, need, read_all, skip, unique};
+use airlock_wire::api::network::{CreateLinksAndRoutesArgs, FdBasedLink, default_loopback};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -59,33 +61,9 @@ fn a_packet_socket_and_all_that_is_said_of_its_link() {
     assert!(peer.pings(ADDRESSES[0]));
 }
 
-/// A process that is killed and reaped at the end.
-struct Running(std::process::Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// socat(1) with a tap of the peer's addresses on one side and `socket` on the other: a frame for each message.
-fn socat(peer: &Netns, socket: OwnedFd) -> Running {
-    let mut command = peer.command("socat");
-    command.args(["-b", "65536", "TUN,tun-type=tap,tun-name=peer,iff-no-pi,iff-up", "STDIO"]);
-    command.stdin(Stdio::from(socket.try_clone().unwrap())).stdout(Stdio::from(socket));
-    let running = Running(command.spawn().unwrap());
-    until("socat's tap", || {
-        peer.command("ip").args(["link", "show", "peer"]).output().unwrap().status.success().then_some(())
-    });
-    peer.address("peer");
-    running
-}
-
 #[test]
 fn sockets_whose_messages_are_frames() {
     need!("busybox", "ip", "ping", "socat");
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
     for kind in [SockType::SeqPacket, SockType::Datagram] {
         let peer = Netns::new();
         let (ours, theirs) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap();
@@ -108,6 +86,76 @@ fn taps_with_and_without_offload_headers() {
         let sandbox = Sandbox::new(ECHO);
         sandbox.set(&links(link()), &[tap]);
         sandbox.start();
+        assert_works(&sandbox, &peer);
+    }
+}
+
+/// A macvtap hands frames to whoever has opened its device, as libvirt and Kata have it.
+#[test]
+fn a_macvtap() {
+    need!("busybox", "ip", "ping");
+    let peer = Netns::new();
+    peer.veth();
+    let Some(tap) = peer.macvtap("link") else { skip!("this kernel has no macvtap") };
+    let sandbox = Sandbox::new(ECHO);
+    sandbox.set(&links(link()), &[tap]);
+    sandbox.start();
+    assert_works(&sandbox, &peer);
+}
+
+/// What a program hands over as one packet for many datagrams arrives as these, whether the peer takes large packets or not.
+#[test]
+fn datagrams_that_the_kernel_is_to_cut() {
+    need!("busybox", "ip", "ping", "socat");
+    const SIZE: usize = 1200;
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    let (plain, whole) = (Netns::new(), Netns::new());
+    let _socat = socat(&plain, theirs);
+    whole.veth();
+    for (peer, fd) in [(&plain, ours), (&whole, whole.packet_socket("link"))] {
+        let sandbox = Sandbox::new("sleep 1000");
+        sandbox.set(&links(link()), &[fd]);
+        sandbox.start();
+        assert!(peer.pings(ADDRESSES[0]) && peer.pings(ADDRESSES[1]));
+        for to in PEER {
+            let receiver = peer.inside(|| std::net::UdpSocket::bind((to, 9)).unwrap());
+            receiver.set_read_timeout(Some(airlock_tests::wait::LIMIT)).unwrap();
+            let text: Vec<u8> = (0..20 * SIZE + 7).map(|i| (i / 100) as u8).collect();
+            sandbox.inside(|| {
+                let any = if to.contains(':') { "[::]:0" } else { "0.0.0.0:0" };
+                let socket = std::net::UdpSocket::bind(any).unwrap();
+                nix::sys::socket::setsockopt(
+                    &socket,
+                    nix::sys::socket::sockopt::UdpGsoSegment,
+                    &(SIZE as i32),
+                )
+                .unwrap();
+                socket.send_to(&text, (to, 9)).unwrap();
+            });
+            let mut heard = Vec::new();
+            while heard.len() < text.len() {
+                let mut buffer = [0; 2 * SIZE];
+                let length = receiver.recv(&mut buffer).unwrap();
+                assert_eq!(length, SIZE.min(text.len() - heard.len()));
+                heard.extend_from_slice(&buffer[..length]);
+            }
+            assert!(heard == text, "what came differs");
+        }
+    }
+}
+
+#[test]
+fn queueing_disciplines() {
+    need!("busybox", "ip", "ping");
+    let peer = Netns::new();
+    peer.veth();
+    for (qdisc, name) in [(0, "qdisc noqueue"), (1, "qdisc pfifo")] {
+        let sandbox = Sandbox::new(ECHO);
+        sandbox.set(&links(FdBasedLink { qdisc, ..link() }), &[peer.packet_socket("link")]);
+        sandbox.start();
+        let shown = sandbox.exec("ip link show eth0");
+        assert!(shown.contains(name), "{name} is missing in {shown}");
         assert_works(&sandbox, &peer);
     }
 }
@@ -225,7 +273,7 @@ fn what_is_wrong_is_told_in_gvisors_words() {
         json!(args)
     };
     type Case<'a> = (Value, usize, &'a str);
-    let one = |edit: &dyn Fn(&mut airlock_wire::api::network::FdBasedLink)| {
+    let one = |edit: &dyn Fn(&mut FdBasedLink)| {
         let mut link = link();
         edit(&mut link);
         json!(links(link))
@@ -363,6 +411,32 @@ fn nonsense_from_a_peer_ends_the_link_alone() {
 }
 
 #[test]
+fn a_restored_sandbox_gets_links_again() {
+    need!("busybox", "ip", "ping");
+    let peer = Netns::new();
+    peer.veth();
+    let sandbox = Sandbox::new(ECHO);
+    let mut args = links(link());
+    sandbox.set(&args, &[peer.packet_socket("link")]);
+    sandbox.start();
+    assert_works(&sandbox, &peer);
+    let images = tempfile::tempdir().unwrap();
+    let image = images.path().to_str().unwrap();
+    sandbox.state.ok(["checkpoint", "--image-path", image, &sandbox.id]);
+    sandbox.state.ok(["delete", &sandbox.id]);
+    assert!(!peer.pings(ADDRESSES[0]));
+
+    args.is_restore = true;
+    let id = unique("net");
+    sandbox.state.detached(&["create", "-b", sandbox.bundle.text(), "--image-path", image, &id]);
+    let restored = Sandbox { id, ..sandbox };
+    restored.set(&args, &[peer.packet_socket("link")]);
+    restored.start();
+    assert_works(&restored, &peer);
+    assert_eq!(restored.json().ok("containerManager.GetNetworkConfig", &Value::Null, &[]), json!(args));
+}
+
+#[test]
 fn nothing_is_left_of_a_sandbox_with_links() {
     need!("busybox", "ip", "ping");
     let peer = Netns::new();
@@ -371,7 +445,7 @@ fn nothing_is_left_of_a_sandbox_with_links() {
     let socket = peer.packet_socket("link");
     let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let mut args = links(link());
-    args.fd_based_links.0.push(airlock_wire::api::network::FdBasedLink {
+    args.fd_based_links.0.push(FdBasedLink {
         name: "eth1".to_owned(),
         addresses: Default::default(),
         link_address: Default::default(),

@@ -5,8 +5,10 @@
 
 use airlock_loader::sys::xdp;
 use airlock_tests::network::{ADDRESSES, ECHO, MAC, Netns, PEER, assert_echoes, assert_serves};
+use airlock_tests::wait::until;
 use airlock_tests::{Bundle, State, need, skip, unique};
 use serde_json::{Value, json};
+use std::io::{Read, Write};
 
 /// A host with a bridge, and a namespace behind one of its ports, with addresses and routes as the plug-ins `bridge` and
 /// `host-local` make them.
@@ -126,6 +128,37 @@ fn by_an_af_xdp_socket() {
         skip!("this kernel has no AF_XDP");
     }
     works(&["--network=takeover", "-EXPERIMENTAL-xdp=ns"]);
+}
+
+#[test]
+fn a_connection_goes_on_after_a_checkpoint_and_a_restore() {
+    need!("busybox", "ip", "ping");
+    let cni = Cni::new();
+    let (state, id, images) = (State::new(), unique("taken"), tempfile::tempdir().unwrap());
+    let bundle = Bundle::with(&["sh", "-c", ECHO], cni.edit());
+    let takeover = ["--network", "takeover"];
+    state.detached(&[&takeover[..], &["run", "--detach", "-b", bundle.text(), &id]].concat());
+    let stream = || std::net::TcpStream::connect((ADDRESSES[0], 7)).ok();
+    let mut stream = cni.host.inside(|| until("the echo server", stream));
+    let mut echoes = |text: &[u8]| {
+        stream.write_all(text).unwrap();
+        let mut back = vec![0; text.len()];
+        stream.read_exact(&mut back).unwrap();
+        assert_eq!(back, text);
+    };
+    echoes(b"before");
+    let image = images.path().to_str().unwrap();
+    state.ok(["checkpoint", "--tcp-established", "--image-path", image, &id]);
+    state.ok(["delete", &id]);
+    let id = unique("taken");
+    let restore =
+        ["restore", "--detach", "--tcp-established", "-b", bundle.text(), "--image-path", image, &id];
+    state.detached(&[&takeover[..], &restore].concat());
+    echoes(b"after");
+    assert_has_all(&state.ok(["exec", &id, "sh", "-c", LOOK]));
+    assert_echoes(&cni.host, ADDRESSES[1]);
+    state.ok(["delete", "--force", &id]);
+    assert!(cni.has_addresses());
 }
 
 #[test]
