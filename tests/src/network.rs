@@ -317,10 +317,15 @@ impl Sandbox {
 /// Sends a text to the sandbox's echo server and takes it back.
 #[track_caller]
 pub fn assert_echoes(peer: &Netns, address: &str) {
+    assert_echoes_on(peer, address, 7);
+}
+
+/// Likewise on another port.
+#[track_caller]
+pub fn assert_echoes_on(peer: &Netns, address: &str, port: u16) {
     let text: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
-    let address = format!("[{address}]:7").replace("[10.77.0.2]", "10.77.0.2");
     let echoed = peer.inside(|| {
-        let mut stream = until("the echo server", || std::net::TcpStream::connect(&address).ok());
+        let mut stream = until("the echo server", || std::net::TcpStream::connect((address, port)).ok());
         let mut reader = stream.try_clone().unwrap();
         let length = text.len();
         std::thread::scope(|scope| {

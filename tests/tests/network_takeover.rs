@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 use airlock_loader::sys::xdp;
-use airlock_tests::network::{ADDRESSES, ECHO, MAC, Netns, PEER, assert_echoes, assert_serves};
+use airlock_tests::network::{
+    ADDRESSES, ECHO, MAC, Netns, PEER, assert_echoes, assert_echoes_on, assert_serves,
+};
 use airlock_tests::wait::until;
 use airlock_tests::{Bundle, State, need, skip, unique};
 use serde_json::{Value, json};
@@ -128,6 +130,24 @@ fn by_an_af_xdp_socket() {
         skip!("this kernel has no AF_XDP");
     }
     works(&["--network=takeover", "-EXPERIMENTAL-xdp=ns"]);
+}
+
+#[test]
+fn with_several_channels_and_rules_of_address_translation() {
+    need!("busybox", "ip", "iptables-legacy");
+    let cni = Cni::new();
+    let mut rule = cni.pod.command("iptables-legacy");
+    rule.args("-t nat -A PREROUTING -p tcp --dport 77 -j REDIRECT --to-ports 7".split(' '));
+    if !rule.output().unwrap().status.success() {
+        skip!("this kernel lacks iptables' legacy table nat");
+    }
+    let (state, id) = (State::new(), unique("taken"));
+    let bundle = Bundle::with(&["sh", "-c", ECHO], cni.edit());
+    let options = ["--network=takeover", "--num-network-channels=4", "--reproduce-nat"];
+    state.detached(&[&options[..], &["run", "--detach", "-b", bundle.text(), &id]].concat());
+    for port in [77, 7, 77, 7] {
+        assert_echoes_on(&cni.host, ADDRESSES[0], port);
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ pub mod files;
 pub mod heap;
 pub mod idmap;
 pub mod ipc;
+pub mod iptables;
 pub mod loopdev;
 pub mod mapping;
 pub mod misc;

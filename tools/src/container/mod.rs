@@ -31,7 +31,7 @@ pub use host::HostCommand;
 pub use process::{ProcessFlags, ProcessObject};
 pub use run::{Outcome, run_detached, run_foreground};
 pub use start::start;
-pub use takeover::{Taken, Takeover};
+pub use takeover::{Frames, Taken, Takeover};
 
 use crate::gofer::Opened;
 use crate::sandbox::SandboxOptions;

@@ -7,7 +7,7 @@
 use crate::podspec::Bundle;
 use airlock_loader::netlink::{self, Address, Link, Neighbour, Netlink};
 use airlock_loader::oci::namespaces::joined;
-use airlock_loader::sys::{net, xdp};
+use airlock_loader::sys::{iptables, net, xdp};
 use airlock_wire::api::container_manager::SetNetworkArgs;
 use airlock_wire::api::network::{
     CreateLinksAndRoutesArgs, DefaultRoute, FdBasedLink, IpNet, IpWithPrefix, LoopbackLink, Neighbor, Route,
@@ -21,14 +21,32 @@ use nix::sched::{CloneFlags, setns};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
+use std::io::{Seek, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+/// How a namespace is taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Takeover {
+    /// By what frames are had.
+    pub by: Frames,
+    /// Packet sockets on each interface, 1 to [`MAX_CHANNELS`](airlock_wire::api::network::MAX_CHANNELS).
+    pub channels: i32,
+    /// The rules of iptables' table `nat` are taken along (of its legacy interface); the namespace keeps them.
+    pub nat: bool,
+}
+
+impl Default for Takeover {
+    fn default() -> Self {
+        Self { by: Frames::PacketSockets, channels: 1, nat: false }
+    }
+}
+
 /// By what the frames of the prepared interfaces are had.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Takeover {
+pub enum Frames {
     /// Packet sockets, packet(7).
     #[default]
     PacketSockets,
@@ -155,6 +173,8 @@ fn look(how: Takeover) -> Result<Seen> {
             neighbours: neighbours.iter().map(|n| (n.ip, n.mac.clone())).collect(),
         });
         let mut described = described(&link, &addresses, &neighbours);
+        described.num_channels = how.channels;
+        described.is_packet = vec![true; how.channels.unsigned_abs() as usize].into();
         for route in routes {
             let (gateway, default) = (gateway(route), default_of(&mut args, route));
             match default {
@@ -167,12 +187,16 @@ fn look(how: Takeover) -> Result<Seen> {
             }
         }
         args.fd_based_links.0.push(described);
-        match how {
-            Takeover::PacketSockets => fds.push(net::packet_socket(link.index)?),
-            Takeover::Xdp => fds.extend(xdp_socket(&link)?),
+        match how.by {
+            Frames::PacketSockets => {
+                for _ in 0..how.channels {
+                    fds.push(net::packet_socket(link.index)?);
+                }
+            }
+            Frames::Xdp => fds.extend(xdp_socket(&link)?),
         }
     }
-    if how == Takeover::Xdp {
+    if how.by == Frames::Xdp {
         let links = std::mem::take(&mut args.fd_based_links.0);
         if links.len() > 1 {
             let names: Vec<&str> = links.iter().map(|l| l.name.as_str()).collect();
@@ -183,7 +207,27 @@ fn look(how: Takeover) -> Result<Seen> {
         }
         args.xdp_links = links.into_iter().map(of_xdp).collect::<Vec<_>>().into();
     }
+    if how.nat {
+        args.nat_blob = true;
+        fds.push(nat_rules()?);
+    }
     Ok((args, fds, interfaces))
+}
+
+/// The rules of the calling thread's network namespace, in a file of memory.
+fn nat_rules() -> Result<OwnedFd> {
+    let rules = iptables::socket().and_then(|socket| iptables::read(socket.as_fd(), "nat"));
+    let rules = rules.map_err(|e| match e {
+        Errno::ENOPROTOOPT | Errno::ENOENT => {
+            Error::unsupported("--reproduce-nat: this kernel lacks iptables' legacy table nat")
+        }
+        e => Error::from(e).context("reading iptables' table nat"),
+    })?;
+    let memory = memfd::MemfdOptions::new().create("airlock-nat");
+    let mut file = memory.map_err(|e| Error::failure(format!("memfd_create: {e}")))?.into_file();
+    file.write_all(&rules)?;
+    file.rewind()?;
+    Ok(file.into())
 }
 
 fn default_of<'a>(
@@ -230,8 +274,6 @@ fn described(link: &Link, addresses: &[&Address], neighbours: &[&Neighbour]) -> 
         neighbors: known.collect::<Vec<_>>().into(),
         gso_max_size: link.gso_max_size,
         link_address: Base64(link.mac.clone()),
-        num_channels: 1,
-        is_packet: vec![true].into(),
         ..FdBasedLink::default()
     }
 }

@@ -335,7 +335,8 @@ pub struct CreateLinksAndRoutesArgs {
     /// A line about every frame is written to the sandbox's log.
     #[serde(rename = "LogPackets")]
     pub log_packets: bool,
-    /// A descriptor with address translation rules follows; refused.
+    /// A descriptor follows with the rules of iptables' table `nat` for the sandbox: `struct ipt_replace` of
+    /// linux/netfilter_ipv4/ip_tables.h and its entries.
     #[serde(rename = "NATBlob")]
     pub nat_blob: bool,
     /// No frames are moved until `Lifecycle.ResumeExternalNetworking`.

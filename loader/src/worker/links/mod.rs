@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod configure;
+mod nat;
 pub mod offload;
 mod peer;
 mod port;
@@ -20,6 +21,7 @@ use airlock_wire::api::network::{CreateLinksAndRoutesArgs, FdBasedLink, XdpLink}
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Kind, Result};
 use configure::Configuration;
+use nat::Nat;
 use peer::Peer;
 use port::Port;
 use pump::{Channel, Shared};
@@ -81,6 +83,7 @@ impl Task for Links {
             let peer = xdp::peer(link, donated, &worker.procfs);
             peers.push(vec![peer.map_err(|e| e.context(format!("link {:?}", link.name)))?]);
         }
+        let nat = layout.nat.and_then(|i| fds.get_mut(i)?.take()).map(Nat::read).transpose()?;
         let capture = layout.pcap.and_then(|i| fds.get_mut(i)?.take());
         let shared = Arc::new(Shared {
             trace: Trace::new(capture, args.log_packets)
@@ -103,6 +106,7 @@ impl Task for Links {
                 shared: shared.clone(),
             }));
         }
+        nat.map_or(Ok(()), |nat| nat.apply())?;
         configuration.finish()?;
         let channels: Vec<_> = channels.into_iter().map(Arc::new).collect();
         channels.iter().try_for_each(start)?;
@@ -117,11 +121,6 @@ impl Task for Links {
 
 /// What cannot work here, by name.
 fn refuse(args: &CreateLinksAndRoutesArgs) -> Result<()> {
-    if args.nat_blob {
-        return Err(Error::unsupported(
-            "NATBlob: address translation of the sandbox is not taken over; set it up with nft in its network namespace",
-        ));
-    }
     let too_large = |link: &&XdpLink| u32::try_from(link.mtu).is_ok_and(|mtu| mtu > xdp::MTU_MAX);
     if let Some(link) = args.xdp_links.iter().find(too_large) {
         return Err(Error::unsupported(format!(

@@ -28,7 +28,7 @@ use std::time::Duration;
 use crate::values::{
     EnvVar, parse_duration, parse_env, parse_pass_fd, parse_signal, parse_size, parse_user, parse_xdp,
 };
-use airlock::container::Takeover;
+use airlock::container::Frames;
 
 /// Form of the error log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -96,7 +96,13 @@ pub struct GlobalArgs {
     /// How '--network takeover' has frames: 'off' by packet sockets, 'ns' by an AF_XDP socket in the namespace that is
     /// taken over; 'redirect:INTERFACE' and 'tunnel:INTERFACE' are refused
     #[arg(long = "EXPERIMENTAL-xdp", value_name = "MODE", value_parser = parse_xdp, default_value = "off")]
-    pub xdp: Takeover,
+    pub xdp: Frames,
+    /// Packet sockets on each interface that '--network takeover' takes over; connections are spread over them
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=64))]
+    pub num_network_channels: i32,
+    /// Take the rules of iptables' table nat along with '--network takeover' (those of its legacy interface)
+    #[arg(long)]
+    pub reproduce_nat: bool,
     /// Run without root: only 'false' and 'auto' so far
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
     pub rootless: Rootless,

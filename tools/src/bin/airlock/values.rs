@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use airlock::container::Takeover;
+use airlock::container::Frames;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -20,10 +20,10 @@ pub fn parse_env(text: &str) -> Result<EnvVar, String> {
 }
 
 /// runsc's `--EXPERIMENTAL-xdp`, as far as it can be had.
-pub fn parse_xdp(text: &str) -> Result<Takeover, String> {
+pub fn parse_xdp(text: &str) -> Result<Frames, String> {
     match text {
-        "off" => Ok(Takeover::PacketSockets),
-        "ns" => Ok(Takeover::Xdp),
+        "off" => Ok(Frames::PacketSockets),
+        "ns" => Ok(Frames::Xdp),
         _ if text.starts_with("redirect:") || text.starts_with("tunnel:") => Err(
             "an interface of the host is not taken over, and programs of others are not used: 'off' or 'ns'; a caller \
              of the control API can give any AF_XDP socket (XDPLinks)"
@@ -253,8 +253,8 @@ mod tests {
 
     #[test]
     fn modes_of_xdp_are_read() {
-        assert_eq!(parse_xdp("off"), Ok(Takeover::PacketSockets));
-        assert_eq!(parse_xdp("ns"), Ok(Takeover::Xdp));
+        assert_eq!(parse_xdp("off"), Ok(Frames::PacketSockets));
+        assert_eq!(parse_xdp("ns"), Ok(Frames::Xdp));
         for bad in ["", "on", "NS", "redirect:eth0", "tunnel:eth0"] {
             assert!(parse_xdp(bad).unwrap_err().contains("'ns'"), "{bad}");
         }

@@ -2,10 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-use crate::cli::{ContainerArgs, ContainerNetwork, CreateArgs, ImageArgs};
+use crate::cli::{ContainerArgs, ContainerNetwork, CreateArgs, GlobalArgs, ImageArgs};
 use crate::global::Global;
 use airlock::container::restore::RestoreOptions;
-use airlock::container::{self, CreateOptions, Stdio, passed};
+use airlock::container::{self, CreateOptions, Stdio, Takeover, passed};
 use airlock::podspec::Bundle;
 use airlock::sandbox::SandboxOptions;
 use airlock::state::StateDir;
@@ -39,6 +39,12 @@ pub fn bundle(global: &Global, args: &ContainerArgs) -> Result<Bundle> {
 
 fn network(global: &Global, args: &ContainerArgs) -> Option<ContainerNetwork> {
     args.network.or(global.args.network)
+}
+
+fn takeover(global: &Global, args: &ContainerArgs) -> Option<Takeover> {
+    let GlobalArgs { xdp, num_network_channels, reproduce_nat, .. } = global.args;
+    let how = Takeover { by: xdp, channels: num_network_channels, nat: reproduce_nat };
+    (network(global, args) == Some(ContainerNetwork::Takeover)).then_some(how)
 }
 
 impl ImageArgs {
@@ -89,7 +95,7 @@ pub fn options(global: &Global, args: &ContainerArgs) -> Result<CreateOptions> {
         user_log: user_log.map(Into::into),
         systemd_cgroup: global.args.systemd_cgroup,
         trace: args.pod_init_config.as_deref().map(pod_init_config).transpose()?,
-        takeover: (network(global, args) == Some(ContainerNetwork::Takeover)).then_some(global.args.xdp),
+        takeover: takeover(global, args),
         overlay: args.overlay2.clone(),
         sandbox: this_program(),
         ..CreateOptions::default()
