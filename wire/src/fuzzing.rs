@@ -43,6 +43,22 @@ pub fn server() -> Server {
     Server::new(registry, ServerOptions { max_body: 1 << 20, ..ServerOptions::default() })
 }
 
+/// Parses `data` as the text form of messages of the container API; what can be read must survive being written.
+pub fn container(data: &[u8]) {
+    use crate::api::container::spec::{ContainerSpec, EventSpec, InitSpec};
+    use crate::api::container::stats::ContainerStats;
+    use crate::api::container::text::{from_json_or_text, from_text, to_text};
+    fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(text: &str) {
+        let Ok(value) = from_json_or_text::<T>(text) else { return };
+        assert_eq!(from_text::<T>(&to_text(&value).unwrap()).unwrap(), value);
+    }
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    check::<ContainerSpec>(text);
+    check::<ContainerStats>(text);
+    check::<EventSpec>(text);
+    check::<InitSpec>(text);
+}
+
 /// Parses `data` as a JSON message and as every argument; what can be read must survive being written.
 pub fn json(data: &[u8]) {
     if let Ok(request) = json::decode_request(data)

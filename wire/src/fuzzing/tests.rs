@@ -42,6 +42,7 @@ fn corpora_replay() {
     assert!(count("binary", binary) >= 5);
     assert!(count("stream", stream) >= 5);
     assert!(count("arguments", arguments) >= 20);
+    assert!(count("container", container) >= 4);
     transcripts().iter().for_each(|line| json(line));
     seeds().iter().for_each(|seed| stream(seed));
 }
