@@ -39,8 +39,14 @@ pub(crate) fn register(registry: &mut Registry, loader: &Arc<Loader>) {
         let parsed = serde_json::from_str(&process)
             .map_err(|e| Error::new(Kind::Serde, format!("Airlock.Exec: process: {e}")))?;
         airlock_loader::oci::validate::validate_process(&parsed)?;
-        let request =
-            ExecRequest { process, stdio: parts.stdio, tty: parts.tty, pass: parts.pass, exec: parts.exec };
+        let request = ExecRequest {
+            process,
+            stdio: parts.stdio,
+            tty: parts.tty,
+            pass: parts.pass,
+            exec: parts.exec,
+            cgroup: None,
+        };
         let executed = l.exec(&args.cid, request)?;
         // The caller may be gone by now, or go before it supervises the process.
         call.ends_with_connection(Box::new(Executing(Arc::downgrade(&executed.process))));

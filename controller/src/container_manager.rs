@@ -212,7 +212,14 @@ pub(crate) fn execute(loader: &Loader, call: &mut Call<'_>, args: &ExecArgs) -> 
         stdio.push(std::os::unix::net::UnixStream::pair()?.0.into());
     }
     let tty = args.stdio_is_pty.then(|| stdio[0].try_clone()).transpose()?;
-    let request = ExecRequest { process: process_json(args, &container).to_string(), stdio, tty, pass, exec };
+    let request = ExecRequest {
+        process: process_json(args, &container).to_string(),
+        stdio,
+        tty,
+        pass,
+        exec,
+        cgroup: None,
+    };
     let executed = loader.exec(&args.container_id, request).map_err(|e| gvisor_exec_error(args, e))?;
     Ok(executed.process)
 }

@@ -5,6 +5,7 @@
 mod airlock;
 mod cgroups;
 mod checkpoint;
+pub mod container_api;
 mod container_manager;
 mod debug;
 mod events;
@@ -50,6 +51,7 @@ pub fn handlers(loader: &Arc<Loader>) -> Registry {
     debug::register(&mut registry, loader);
     trace::register(&mut registry, loader);
     supervisor::register(&mut registry, loader);
+    container_api::register_sandbox(&mut registry, loader);
     airlock::register(&mut registry, loader);
     registry
 }

@@ -134,7 +134,8 @@ impl Process {
         self.ended.as_fd()
     }
 
-    pub(crate) fn end(&self, status: u32) {
+    /// Takes note of its wait status, for those who wait.
+    pub fn end(&self, status: u32) {
         if self.status.set(status).is_ok() {
             let _ = self.ended.write(1);
         }

@@ -10,6 +10,7 @@ pub mod forward;
 pub mod hook;
 pub mod init;
 pub mod loader;
+pub mod machine;
 pub mod netlink;
 pub mod oci;
 pub mod procfs;

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
+mod containers;
 mod exec;
 mod files;
 mod filesystems;
@@ -30,6 +31,7 @@ pub use work::Working;
 
 use crate::checkpoint::image::Generation;
 use crate::container::{Container, Process, State, lock};
+use crate::machine::Machine;
 use crate::procfs::ProcFs;
 use crate::spawner::{Exited, Spawner};
 use crate::supervisor::Supervisor;
@@ -37,7 +39,7 @@ use airlock_wire::error::{Error, Result};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// Something that happened to a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +103,7 @@ pub struct Loader {
     network: network::Network,
     supervisor: Supervisor,
     generation: String,
+    machine: OnceLock<Arc<Machine>>,
 }
 
 impl Loader {
@@ -126,6 +129,7 @@ impl Loader {
             generation: Generation::new()
                 .map_err(|e| Error::from(e).context("making a generation ID"))?
                 .to_string(),
+            machine: OnceLock::new(),
             config,
         })
     }

@@ -11,6 +11,7 @@ pub mod fds;
 pub mod fuzzing;
 pub mod interop;
 pub mod leaks;
+pub mod machine;
 pub mod network;
 pub mod oci;
 pub mod programs;

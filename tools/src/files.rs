@@ -6,7 +6,7 @@ use airlock_wire::error::{Error, Result};
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,6 +32,16 @@ pub(crate) fn bind_listener(path: &Path) -> std::io::Result<UnixListener> {
         std::fs::set_permissions(short, Permissions::from_mode(0o600))?;
         Ok(listener)
     })
+}
+
+/// Listens on `path` (0600), in the place of a socket that is left of a server which has ended.
+pub(crate) fn listen_unix(path: &Path) -> std::io::Result<UnixListener> {
+    let left = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket())
+        && connect_stream(path).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused);
+    if left {
+        std::fs::remove_file(path)?;
+    }
+    bind_listener(path)
 }
 
 /// Calls `f` with `path`, or with a short name for it by way of its opened directory.

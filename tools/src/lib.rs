@@ -11,6 +11,7 @@ mod files;
 pub mod gofer;
 pub mod hooks;
 pub mod inherited;
+pub mod machine;
 pub mod metrics;
 pub mod podspec;
 pub mod process;

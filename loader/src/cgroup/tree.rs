@@ -54,6 +54,11 @@ impl Part {
         self.name.split(',').any(|c| c == controller)
     }
 
+    /// The file through which processes join; v1 has a slower one for whole processes, too.
+    fn join_file(&self) -> &'static str {
+        if self.v2 { "cgroup.procs" } else { "tasks" }
+    }
+
     /// Whether the node has a directory of its own here for its processes.
     fn own(&self) -> bool {
         self.here.as_ref().is_some_and(|here| Arc::ptr_eq(here, &self.joined))
@@ -178,6 +183,16 @@ impl Node {
         part.own().then(|| part.joined.as_fd())
     }
 
+    /// The directory of the hierarchy of `controller` that the node's processes are in, its own or not.
+    pub fn nearest(&self, controller: &str) -> Option<BorrowedFd<'_>> {
+        self.parts.iter().find(|p| p.v2 || p.has(controller)).map(|p| p.joined.as_fd())
+    }
+
+    /// The directories that are the node's own, with the names of their hierarchies, the core first.
+    pub fn own_dirs(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
+        self.parts.iter().filter(|p| p.own()).map(|p| (p.name.as_str(), p.joined.as_fd()))
+    }
+
     /// Whether some hierarchy of the tree has `controller` (v2: `cgroup.controllers` of its root).
     pub fn offers(&self, controller: &str) -> bool {
         if self.v2() {
@@ -294,25 +309,52 @@ impl Node {
         control::frozen(self.core_dir(), self.v2())
     }
 
-    /// Moves threads into the node, in every hierarchy. v2 moves processes as a whole: `tid` has to be a pid then.
+    /// The files through which a process joins the node by writing `0` to each, in this order.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn join_files(&self) -> Result<Vec<OwnedFd>> {
+        let open = |part: &Part| {
+            let file = part.join_file();
+            Dir(part.joined.as_fd())
+                .open(file, OFlag::O_WRONLY)
+                .map_err(|e| explain(&format!("opening {file} of {}", part.name), file, e))
+        };
+        self.parts.iter().rev().map(open).collect()
+    }
+
+    /// Moves a thread into the node, in every hierarchy. v2 moves processes as a whole: `tid` has to be a pid then.
     ///
     /// # Errors
     /// [`airlock_wire::error::Kind::NoSuchEntity`] for a thread that is not there;
-    /// [`airlock_wire::error::Kind::Unsupported`] for a v2 thread that is no process. The thread may be in some of the hierarchies then.
+    /// [`airlock_wire::error::Kind::Unsupported`] for a v2 thread that is no process. The thread may be in some of the
+    /// hierarchies then.
     pub fn enter(&self, tid: i32) -> Result<()> {
+        self.move_in(tid, Part::join_file)
+    }
+
+    /// Moves a process with all its threads into the node, in every hierarchy. With v1 that takes the kernel milliseconds.
+    ///
+    /// # Errors
+    /// As [`Self::enter`].
+    pub fn enter_process(&self, pid: i32) -> Result<()> {
+        self.move_in(pid, |_| "cgroup.procs")
+    }
+
+    fn move_in(&self, id: i32, file: impl Fn(&Part) -> &'static str) -> Result<()> {
         // The core comes last: who is listed in the node is in all of it.
         for part in self.parts.iter().rev() {
-            let file = if part.v2 { "cgroup.procs" } else { "tasks" };
-            let written = Dir(part.joined.as_fd()).write(file, &tid.to_string());
+            let file = file(part);
+            let written = Dir(part.joined.as_fd()).write(file, &id.to_string());
             written.map_err(|e| match e {
-                Errno::ESRCH => Error::no_such_entity(format!("there is no thread {tid}")),
+                Errno::ESRCH => Error::no_such_entity(format!("there is no thread {id}")),
                 Errno::EOPNOTSUPP | Errno::EINVAL if part.v2 => Error::unsupported(format!(
-                    "moving thread {tid}: cgroup v2 moves whole processes into such a cgroup; give the process' id"
+                    "moving thread {id}: cgroup v2 moves whole processes into such a cgroup; give the process' id"
                 )),
                 Errno::EBUSY if part.v2 => Error::invalid_state(format!(
-                    "moving {tid}: the cgroup hands controllers on to those below it, so cgroup v2 lets no process in"
+                    "moving {id}: the cgroup hands controllers on to those below it, so cgroup v2 lets no process in"
                 )),
-                e => explain(&format!("moving {tid} into {}", part.name), file, e),
+                e => explain(&format!("moving {id} into {}", part.name), file, e),
             })?;
         }
         Ok(())

@@ -9,6 +9,8 @@ use crate::seccomp;
 use crate::sys::process;
 use airlock_wire::binary;
 use airlock_wire::error::{Error, Result};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::{Mode, SFlag, fstat, makedev};
 use oci_spec::runtime::Process;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -109,7 +111,11 @@ fn prepare(order: &ExecOrder, fds: Vec<OwnedFd>) -> Result<Prepared> {
     let console_size = terminal.then(|| size.map_or((0, 0), |s| (s.height() as u16, s.width() as u16)));
     let tty_after_place = match stdio.first() {
         Some(fd) => fd.try_clone()?,
-        None => return Err(Error::invalid_argument("no standard streams were given")),
+        None => {
+            let null = null_device()?;
+            stdio = vec![null.try_clone()?, null.try_clone()?, null.try_clone()?];
+            null
+        }
     };
     let seccomp = order
         .seccomp
@@ -128,4 +134,23 @@ fn prepare(order: &ExecOrder, fds: Vec<OwnedFd>) -> Result<Prepared> {
         affinity: Affinity { final_cpus },
         seccomp,
     })
+}
+
+/// The container's `/dev/null`, for a process without standard streams; nothing else that may be in its place.
+fn null_device() -> Result<OwnedFd> {
+    let open_as = |flags: OFlag| -> Result<OwnedFd> {
+        let found = open("/dev/null", flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty());
+        let found =
+            found.map_err(|e| Error::from(e).context("no standard streams were given: opening /dev/null"))?;
+        let status = fstat(&found)?;
+        let null = paths::type_of(&status) == SFlag::S_IFCHR && status.st_rdev == makedev(1, 3);
+        if null {
+            Ok(found)
+        } else {
+            Err(Error::invalid_state("no standard streams were given: /dev/null is none"))
+        }
+    };
+    // What is something else is not even opened; nor is what comes in its place kept.
+    open_as(OFlag::O_PATH)?;
+    open_as(OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
 }

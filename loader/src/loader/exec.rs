@@ -31,6 +31,8 @@ pub struct ExecRequest {
     pub pass: Vec<(i32, OwnedFd)>,
     /// Program to execute.
     pub exec: Option<OwnedFd>,
+    /// Where it runs instead of the container's own cgroup.
+    pub cgroup: Option<Cgroup>,
 }
 
 /// A process that was executed.
@@ -67,14 +69,15 @@ impl Loader {
             }
             _ => return Err(Error::invalid_state(format!("container {cid:?} not started"))),
         };
+        let cgroup = request.cgroup.as_ref().or(container.cgroup.get());
         let placement = Placement {
             new_pid_namespace: false,
             pid_namespace_of: (!self.config.shared_pid_namespace).then(|| init.pidfd()),
-            into_cgroup: container.cgroup.get().and_then(Cgroup::v2_dir),
+            into_cgroup: cgroup.and_then(Cgroup::v2_dir),
             role: Role::Container,
         };
         let seccomp = self.seccomp_program(&container)?;
-        let mut fds = container.cgroup.get().map(Cgroup::join_fd).transpose()?.unwrap_or_default();
+        let mut fds = cgroup.map(Cgroup::join_fd).transpose()?.unwrap_or_default();
         let (process, channel) = self.spawner_fork(&container, placement, false)?;
         let devpts = container.devpts.get().map(OwnedFd::try_clone).transpose()?;
         let layout = FdLayout {

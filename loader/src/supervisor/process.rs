@@ -96,6 +96,7 @@ impl Loader {
             tty: None,
             pass: streams.pass,
             exec: None,
+            cgroup: None,
         };
         // Before the program runs, so that no thread is missing for what it writes.
         if let Some((outlet, sources)) = streams.logs {

@@ -153,6 +153,7 @@ impl Loader {
             tty: None,
             pass: Vec::new(),
             exec: None,
+            cgroup: None,
         };
         let executed = self.exec(self.id(), request)?;
         let process = executed.process;

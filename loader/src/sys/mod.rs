@@ -20,6 +20,7 @@ pub mod ptmx;
 pub mod ptrace;
 pub mod random;
 pub mod seccomp;
+pub mod spawn;
 pub mod tap;
 pub mod task;
 pub mod ticks;

@@ -9,6 +9,7 @@
 //! One file a task. The checkpoint's agent ([`crate::checkpoint::agent`]) is the same idea with a longer conversation.
 #![forbid(unsafe_code)]
 
+mod cgroup;
 mod connect;
 mod cpu_profile;
 mod domain_mounts;
@@ -23,6 +24,7 @@ mod trace;
 pub mod upper;
 mod user_stacks;
 
+pub use cgroup::CgroupWork;
 pub use connect::{Connector, Dial};
 pub use cpu_profile::{CpuProfile, Sampled};
 pub use domain_mounts::DomainMounts;
@@ -124,6 +126,7 @@ macro_rules! jobs {
 }
 
 jobs! {
+    CgroupWork,
     Connector,
     CpuProfile,
     DomainMounts,

@@ -5,15 +5,14 @@
 
 use super::{CONTENT_TYPE, Metrics, SANDBOX};
 use crate::client::{Airlock, connect};
-use crate::files::bind_listener;
+use crate::files::listen_unix;
 use airlock_wire::api::metrics::{Data, Export, ExportOpts, Metric, Number, Snapshot};
 use airlock_wire::client::Dialect;
 use airlock_wire::error::{Error, Kind, Result};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -154,17 +153,6 @@ impl MetricServer {
             self.shared.connections.fetch_sub(1, Ordering::AcqRel);
         }
     }
-}
-
-fn listen_unix(path: &Path) -> io::Result<UnixListener> {
-    let left = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket())
-        && UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
-    if left {
-        std::fs::remove_file(path)?;
-    }
-    let listener = bind_listener(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
 }
 
 enum Stream {

@@ -7,6 +7,7 @@ pub mod airlock;
 pub mod boot;
 pub mod cgroups;
 pub mod checkpoint;
+pub mod container;
 pub mod container_manager;
 pub mod debug;
 pub mod events;
@@ -41,6 +42,8 @@ pub fn visit_methods(visitor: &mut impl Visitor) {
     cgroups::visit(visitor);
     events::visit(visitor);
     debug::visit(visitor);
+    container::api::visit(visitor);
+    container::visit(visitor);
     airlock::visit(visitor);
     supervisor::visit(visitor);
 }

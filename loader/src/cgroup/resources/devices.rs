@@ -10,6 +10,7 @@ use crate::cgroup::files::{Files, explain, set};
 use airlock_wire::error::{Error, Kind, Result};
 use nix::errno::Errno;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Access to a device, as bits of `BPF_DEVCG_ACC_*` (linux/bpf.h).
@@ -24,7 +25,7 @@ pub const WRITE: Access = 4;
 pub const ALL: Access = MKNOD | READ | WRITE;
 
 /// Kind of a device node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Node {
     /// Block device.
     Block,
@@ -42,7 +43,7 @@ impl Node {
 }
 
 /// One rule: `None` is a wildcard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// Whether the access is given or taken.
     pub allow: bool,
@@ -133,6 +134,25 @@ pub fn rules(spec: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
     }
     rules.extend(DEFAULT);
     Ok(rules)
+}
+
+/// The rules that a v1 devices cgroup has, as its `devices.list` tells them: one that allows by default hides what it denies.
+///
+/// # Errors
+/// As reading; [`Kind::Failure`] for a list that is not understood.
+pub fn listed(files: &dyn Files) -> Result<Vec<Rule>> {
+    let list = files.read("devices.list").map_err(|e| explain("reading devices.list", "devices.list", e))?;
+    let policy = Policy::parse(&list)
+        .ok_or_else(|| Error::failure(format!("devices.list is not understood: {:?}", list.trim())))?;
+    let everything = Rule { allow: policy.default_allow, node: None, major: None, minor: None, access: ALL };
+    let exception = |(key, access): (&Key, &Access)| Rule {
+        allow: !policy.default_allow,
+        node: Some(key.node),
+        major: key.major,
+        minor: key.minor,
+        access: *access,
+    };
+    Ok(std::iter::once(everything).chain(policy.exceptions.iter().map(exception)).collect())
 }
 
 /// A device or a wildcard set of them.

@@ -4,6 +4,7 @@
 use super::Node;
 use crate::cgroup::control;
 use airlock_wire::error::{Error, Result};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 impl Node {
@@ -21,11 +22,17 @@ impl Node {
         }
         let mut pause = Duration::from_micros(50);
         loop {
-            if self.threads_below()?.is_empty() {
+            let strays = self.strays()?;
+            if self.threads_below()?.is_empty() && strays.is_empty() {
                 return Ok(());
             }
             control::kill(self.core_dir(), self.v2())?;
-            let left = control::glance(self.core_dir(), deadline)?;
+            control::kill_each(&strays)?;
+            let mut left = control::glance(self.core_dir(), deadline)?;
+            if left.is_empty() && !strays.is_empty() {
+                control::wait_for(&strays, deadline)?;
+                left = self.strays()?;
+            }
             if Instant::now() >= deadline {
                 return Err(Error::invalid_state(format!(
                     "processes {left:?} were killed and have not ended yet: they are in an uninterruptible sleep \
@@ -38,6 +45,15 @@ impl Node {
                 pause = (pause * 2).min(Duration::from_millis(5));
             }
         }
+    }
+
+    /// Processes that somebody has moved out of the core hierarchy alone.
+    fn strays(&self) -> Result<Vec<i32>> {
+        let mut all = Vec::new();
+        for dir in self.parts.iter().skip(1).filter_map(|p| p.here.as_ref()) {
+            all.extend(control::processes(dir.as_fd())?);
+        }
+        Ok(control::sorted(all))
     }
 
     /// Kills the processes whose leader is in the node while there are visitors, too, and waits for them.

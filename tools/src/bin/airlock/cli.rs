@@ -6,11 +6,18 @@
 
 #![forbid(unsafe_code)]
 
+mod container;
 mod images;
 mod inside;
 mod looking;
 mod measures;
 
+pub use container::{
+    ContainerCreateArgs, ContainerDestroyArgs, ContainerDetectArgs, ContainerEnterArgs, ContainerExecArgs,
+    ContainerInitArgs, ContainerInitPidArgs, ContainerKillallArgs, ContainerListArgs, ContainerNotifyArgs,
+    ContainerPauseArgs, ContainerResumeArgs, ContainerRunArgs, ContainerSpecArgs, ContainerStatsArgs,
+    ContainerUpdateArgs, ContainersArgs, Listing, MachineArgs, MachineServeArgs, ServerArgs,
+};
 pub use images::{
     CheckpointArgs, CriuArgs, ForkArgs, ImageArgs, RestoreArgs, StatefileAction, StatefileArgs,
 };
@@ -171,6 +178,8 @@ pub enum Command {
     ExportMetrics(ExportMetricsArgs),
     MetricMetadata(MetricMetadataArgs),
     MetricServer(MetricServerArgs),
+    Container(ContainersArgs),
+    Machine(MachineArgs),
     Call(CallArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),

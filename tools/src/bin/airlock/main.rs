@@ -99,7 +99,10 @@ fn dispatch(
     rest: Vec<OsString>,
 ) -> Result<ExitCode> {
     macro_rules! command {
-        ($name:literal, $module:ident, $args:ident, $tail:expr) => {{
+        ($name:literal, $module:ident, $args:ident, $tail:expr) => {
+            command!($name, $module::run, $args, $tail)
+        };
+        ($name:literal, $module:ident::$run:ident, $args:ident, $tail:expr) => {{
             let parser =
                 cli::$args::augment_args(clap::Command::new($name)).bin_name(concat!("airlock ", $name));
             let rest = argv::normalise(&parser, globals, rest, $tail)?;
@@ -113,7 +116,7 @@ fn dispatch(
                         env!("CARGO_PKG_VERSION"),
                         global.root.display()
                     );
-                    commands::$module::run(&global, args)
+                    commands::$module::$run(&global, args)
                 }
                 Parsed::Help(text) => output::print(&text).map(|()| ExitCode::SUCCESS),
             }
@@ -158,6 +161,40 @@ fn dispatch(
         }
         "metric-metadata" => command!("metric-metadata", metric_metadata, MetricMetadataArgs, Tail::None),
         "metric-server" => command!("metric-server", metric_server, MetricServerArgs, Tail::None),
+        "container" | "machine" => of_group(globals, command, global_args, rest),
+        "container init" => command!("container init", container::init, ContainerInitArgs, Tail::None),
+        "container create" => {
+            command!("container create", container::create, ContainerCreateArgs, Tail::None)
+        }
+        "container destroy" => {
+            command!("container destroy", container::destroy, ContainerDestroyArgs, Tail::None)
+        }
+        "container list" => command!("container list", container::list, ContainerListArgs, Tail::None),
+        "container run" => command!("container run", container::run, ContainerRunArgs, Tail::After(1)),
+        "container exec" => command!("container exec", container::exec, ContainerExecArgs, Tail::After(1)),
+        "container enter" => command!("container enter", container::enter, ContainerEnterArgs, Tail::None),
+        "container detect" => {
+            command!("container detect", container::detect, ContainerDetectArgs, Tail::None)
+        }
+        "container update" => {
+            command!("container update", container::update, ContainerUpdateArgs, Tail::None)
+        }
+        "container killall" => {
+            command!("container killall", container::killall, ContainerKillallArgs, Tail::None)
+        }
+        "container pause" => command!("container pause", container::pause, ContainerPauseArgs, Tail::None),
+        "container resume" => {
+            command!("container resume", container::resume, ContainerResumeArgs, Tail::None)
+        }
+        "container stats" => command!("container stats", container::stats, ContainerStatsArgs, Tail::None),
+        "container spec" => command!("container spec", container::spec, ContainerSpecArgs, Tail::None),
+        "container notify" => {
+            command!("container notify", container::notify, ContainerNotifyArgs, Tail::None)
+        }
+        "container init-pid" => {
+            command!("container init-pid", container::init_pid, ContainerInitPidArgs, Tail::None)
+        }
+        "machine serve" => command!("machine serve", machine, MachineServeArgs, Tail::None),
         "call" => command!("call", call, CallArgs, Tail::None),
         "completions" => command!("completions", completions, CompletionsArgs, Tail::None),
         "man" => command!("man", man, ManArgs, Tail::None),
@@ -172,6 +209,31 @@ fn dispatch(
             };
             Err(Error::invalid_argument(format!("unknown command '{other}': {hint}")))
         }
+    }
+}
+
+/// Runs the command of a group (`container`) that the words begin with.
+fn of_group(
+    globals: &clap::Command,
+    group: &str,
+    global_args: GlobalArgs,
+    mut words: Vec<OsString>,
+) -> Result<ExitCode> {
+    let tree = Cli::command();
+    let names: Vec<&str> = tree
+        .find_subcommand(group)
+        .map_or_else(Vec::new, |group| group.get_subcommands().map(clap::Command::get_name).collect());
+    let first = words.first().map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
+    match first.as_str() {
+        "-h" | "--help" | "-help" | "help" => help(&[OsString::from(group)]),
+        name if names.contains(&name) => {
+            words.remove(0);
+            dispatch(globals, &format!("{group} {name}"), global_args, words)
+        }
+        other => Err(Error::invalid_argument(format!(
+            "{group}: {other:?} is none of its commands, which are {}",
+            names.join(", ")
+        ))),
     }
 }
 

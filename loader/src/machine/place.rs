@@ -1,0 +1,121 @@
+//! What the container API needs from where it is served.
+#![forbid(unsafe_code)]
+
+use super::Name;
+use crate::cgroup::delegate;
+use crate::cgroup::files::Dir;
+use crate::cgroup::resources::devices::{self, Rule};
+use crate::cgroup::resources::devices_bpf;
+use crate::cgroup::tree::Node;
+use airlock_wire::api::container::spec::ContainerSpec;
+use airlock_wire::error::Result;
+use serde::{Deserialize, Serialize};
+use std::fmt::Debug;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// A program to be run in a container.
+#[derive(Debug)]
+pub struct Program {
+    /// Absolute path and arguments.
+    pub command: Vec<String>,
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// Working directory.
+    pub cwd: String,
+    /// stdin, stdout and stderr; none of them: `/dev/null`, and a session of its own.
+    pub stdio: Option<[OwnedFd; 3]>,
+}
+
+/// A program that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// As the server sees it.
+    pub pid: i32,
+    /// A descriptor of it.
+    pub pidfd: OwnedFd,
+}
+
+/// What takes privileges that a sandbox's loader has not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Privileged {
+    /// Rules for devices to be set.
+    pub devices: Option<Vec<Rule>>,
+    /// Who is to own the directory.
+    pub owner: Option<(u32, u32)>,
+}
+
+impl Privileged {
+    /// Does it to one directory of a container, which has the files of `v2` or of v1's devices.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn perform(&self, dir: BorrowedFd<'_>, v2: bool) -> Result<()> {
+        match &self.devices {
+            Some(rules) if v2 => devices_bpf::apply(dir, rules)?,
+            Some(rules) => devices::apply_v1(&Dir(dir), rules)?,
+            None => {}
+        }
+        self.owner.map_or(Ok(()), |(uid, gid)| delegate(dir, uid, gid, false))
+    }
+}
+
+/// Where the API is served.
+pub trait Place: Debug + Send + Sync {
+    /// `/proc/<tid>/cgroup`.
+    ///
+    /// # Errors
+    /// [`airlock_wire::error::Kind::NoSuchEntity`] when there is no such thread.
+    fn cgroups_of(&self, tid: i32) -> Result<String>;
+
+    /// Starts a program in a container.
+    ///
+    /// # Errors
+    /// It cannot be executed.
+    fn run(&self, node: &Node, program: Program) -> Result<Running>;
+
+    /// Waits for a program that [`Place::run`] has started, by calling `wait` with a descriptor until it is readable, and
+    /// forgets it. The result is its wait status.
+    ///
+    /// # Errors
+    /// [`airlock_wire::error::Kind::NoSuchEntity`] for another process; what `wait` says.
+    fn wait(&self, pid: i32, wait: &dyn Fn(BorrowedFd<'_>) -> Result<()>) -> Result<u32>;
+
+    /// See [`Privileged::perform`].
+    ///
+    /// # Errors
+    /// As that.
+    fn privileged(&self, dir: BorrowedFd<'_>, v2: bool, what: &Privileged) -> Result<()>;
+
+    /// Checks that `hierarchy` is mounted at `path`.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION`: it is not.
+    fn check_mount(&self, path: &str, hierarchy: &str) -> Result<()>;
+
+    /// The pid of the system's init, as the server sees it.
+    fn init_pid(&self) -> i32;
+
+    /// Virtual hosts, if they can be made here.
+    fn hosts(&self) -> Option<&dyn VirtualHosts>;
+}
+
+/// Containers with processes, IPC and mounts of their own.
+pub trait VirtualHosts: Debug + Send + Sync {
+    /// Makes the virtual host of a container whose cgroup exists already, with its first process. The node is its.
+    ///
+    /// # Errors
+    /// What cannot be made, by name; nothing is left then.
+    fn create(&self, name: &Name, node: &Node, spec: &ContainerSpec) -> Result<()>;
+
+    /// The pid of its first process, as the server sees it; `None` for a container without a virtual host.
+    ///
+    /// # Errors
+    /// Its state cannot be read.
+    fn init_pid(&self, name: &Name) -> Result<Option<i32>>;
+
+    /// Removes what is left of the virtual hosts of a container and those below it, whose processes have been killed.
+    ///
+    /// # Errors
+    /// What cannot be removed.
+    fn destroy(&self, name: &Name) -> Result<()>;
+}

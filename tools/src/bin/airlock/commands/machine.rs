@@ -1,0 +1,21 @@
+//! `machine serve`: the container API for the whole machine.
+
+#![forbid(unsafe_code)]
+
+use crate::cli::MachineServeArgs;
+use crate::global::Global;
+use crate::output;
+use airlock::machine::{MachineOptions, MachineServer, SOCKET};
+use airlock_wire::error::Result;
+use std::process::ExitCode;
+
+/// Serves until it is killed. The first line of output says that it is ready.
+pub fn run(global: &Global, args: MachineServeArgs) -> Result<ExitCode> {
+    let socket = match args.socket {
+        Some(socket) => socket,
+        None => global.airlock()?.states().root().join(SOCKET),
+    };
+    let server = MachineServer::listen(&MachineOptions { cgroup: args.cgroup, socket })?;
+    output::print("listening\n")?;
+    server.serve().map(|()| ExitCode::SUCCESS)
+}
