@@ -18,5 +18,6 @@ pub mod process;
 pub mod proxy;
 pub mod sandbox;
 pub mod state;
+pub mod supervisor;
 mod sys;
 pub mod trace;

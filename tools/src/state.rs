@@ -123,12 +123,37 @@ pub struct State {
     /// What `start` restores it from, instead of starting it.
     #[serde(default)]
     pub restore: Option<crate::container::restore::RestoreOptions>,
+    /// What the host keeps for domains of the sandbox, by their names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub domains: BTreeMap<String, DomainFiles>,
     /// Hooks to run once the program is started.
     pub poststart: Vec<Hook>,
     /// Hooks to run once the container is deleted.
     pub poststop: Vec<Hook>,
     /// How far its making has come.
     pub phase: Phase,
+}
+
+/// What the host keeps for a domain ([`crate::supervisor`]).
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct DomainFiles {
+    /// Its cgroups.
+    pub cgroup: crate::cgroups::Manager,
+    /// Directories on the host that hold its overlay layers.
+    #[serde(default)]
+    pub filestores: Vec<PathBuf>,
+}
+
+impl DomainFiles {
+    /// Removes all of it, with processes that are left.
+    ///
+    /// # Errors
+    /// What cannot be removed.
+    pub fn remove(&self) -> Result<()> {
+        self.cgroup.kill_all()?;
+        self.cgroup.remove()?;
+        crate::gofer::remove_filestores(&self.filestores)
+    }
 }
 
 /// A container's last words, written by the loader (by the proxy for a subcontainer).

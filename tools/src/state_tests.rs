@@ -35,6 +35,7 @@ fn state(id: &str, phase: Phase) -> State {
         taken: None,
         overlay: None,
         restore: None,
+        domains: BTreeMap::new(),
         poststart: Vec::new(),
         poststop: Vec::new(),
         phase,

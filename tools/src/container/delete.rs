@@ -8,7 +8,7 @@ use crate::files::connect_stream;
 use crate::gofer;
 use crate::hooks::{self, HookState};
 use crate::process::{ProcessId, wait_ended};
-use crate::state::{Lock, Phase, State, StateDir, Status};
+use crate::state::{DomainFiles, Lock, Phase, State, StateDir, Status};
 use crate::sys;
 use airlock_wire::api::container_manager::DestroySubcontainer;
 use airlock_wire::api::lifecycle::Shutdown;
@@ -146,10 +146,11 @@ pub fn purge(dir: &StateDir, state: &State, force: bool) -> Result<()> {
         )));
     }
     collect(if state.is_subcontainer() { state.process() } else { state.loader });
+    let domains = state.domains.values().map(DomainFiles::remove);
     let cgroup = state.cgroup.kill_all().and_then(|()| state.cgroup.remove());
     // Its sockets are closed with the sandbox.
     let network = state.taken.as_ref().map_or(Ok(()), Taken::give_back);
-    for result in [cgroup, gofer::remove_filestores(&state.filestores), network] {
+    for result in domains.chain([cgroup, gofer::remove_filestores(&state.filestores), network]) {
         match result {
             Ok(()) => {}
             Err(e) if force => log::warn!("container {}: {e}", state.id),

@@ -191,7 +191,7 @@ fn config_of_fork(config: &str, id: &str, systemd: bool) -> Result<String> {
 }
 
 /// `id`'s cgroup path beside `old`.
-fn beside(old: &str, id: &str, systemd: bool) -> String {
+pub(crate) fn beside(old: &str, id: &str, systemd: bool) -> String {
     if systemd {
         let mut parts: Vec<&str> = old.split(':').collect();
         if let Some(name) = parts.last_mut() {

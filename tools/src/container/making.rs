@@ -137,6 +137,7 @@ pub(super) fn first_state(
         taken: None,
         overlay: None,
         restore: None,
+        domains: Default::default(),
         poststart: hooks(Hooks::poststart),
         poststop: hooks(Hooks::poststop),
         phase: Phase::Creating { by: ProcessId::current()? },

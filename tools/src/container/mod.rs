@@ -26,6 +26,7 @@ mod takeover;
 pub use create::{Created, create};
 pub use delete::{DeleteOptions, delete, purge};
 pub use exec::{ExecOptions, Executed, exec, write_pid_file};
+pub(crate) use fork::beside;
 pub use fork::{ForkOptions, fork};
 pub use host::HostCommand;
 pub use process::{ProcessFlags, ProcessObject};

@@ -49,7 +49,9 @@ pub fn run_foreground(dir: &StateDir, created: Created, block: SignalBlock, keep
     }
     // `delete --force` may have been faster.
     if let Ok(_lock) = dir.lock(&state.id) {
-        purge(dir, &state, true)?;
+        // Others may have added to it meanwhile.
+        let now = dir.load(&state.id).ok().filter(|now| now.process() == state.process());
+        purge(dir, now.as_ref().unwrap_or(&state), true)?;
         let hook_state = HookState::new(&state, Status::Stopped, 0);
         if let Err(e) = hooks::run("poststop", &state.poststop, &hook_state) {
             log::warn!("container {}: {e}", state.id);

@@ -63,6 +63,11 @@ pub(super) fn mount(name: &str, source: &Path, options: &MountOptions) -> Result
     attempt(name, &device, options, read_only).map_err(|e| context(e.into()))
 }
 
+/// Mounts file system `name`, which needs no source, detached.
+pub(super) fn without_source(name: &str, options: &MountOptions) -> Result<OwnedFd> {
+    Ok(attempt(name, Path::new(name), options, options.read_only())?)
+}
+
 fn attempt(
     name: &str,
     source: &Path,

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 /// Opens `source` of the host as a detached mount with `options` (those of a spec's `mounts`). `kind` is a file system, of
-/// which `source` is an image file or a device, or `bind` for a folder or a file itself; empty: whichever it is (of images,
+/// which `source` is an image file or a device (a tmpfs has none), or `bind` for a folder or a file itself; empty: whichever it is (of images,
 /// only erofs is recognised). What is mounted below it on the host later on is seen in the container, but not the other way
 /// round.
 ///
@@ -25,6 +25,7 @@ pub fn open_later(kind: &str, source: &Path, options: &[String]) -> Result<Owned
     let mounted = match kind {
         "" if is_image().map_err(context)? => image::mount("erofs", source, &options)?,
         "" | "bind" | "none" => bind::clone(source, !options.bind).map_err(context)?,
+        "tmpfs" => image::without_source(kind, &options).map_err(|e| e.context(kind))?,
         name => image::mount(name, source, &options)?,
     };
     bind::apply(mounted.as_fd(), &options, &BasePropagation::SLAVE).map_err(context)?;

@@ -11,6 +11,7 @@ mod images;
 mod inside;
 mod looking;
 mod measures;
+mod supervisor;
 
 pub use container::{
     ContainerCreateArgs, ContainerDestroyArgs, ContainerDetectArgs, ContainerEnterArgs, ContainerExecArgs,
@@ -27,6 +28,7 @@ pub use measures::{
     ExportMetricsArgs, MetricFormat, MetricMetadataArgs, MetricServerArgs, ReadControlArgs, UsageArgs,
     WriteControlArgs,
 };
+pub use supervisor::{SupervisorAction, SupervisorArgs};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -159,6 +161,7 @@ pub enum Command {
     Fork(ForkArgs),
     Events(EventsArgs),
     Trace(TraceArgs),
+    Supervisor(SupervisorArgs),
     Fscheckpoint(FscheckpointArgs),
     PortForward(PortForwardArgs),
     Mount(MountArgs),

@@ -147,6 +147,7 @@ fn dispatch(
         "fork" => command!("fork", fork, ForkArgs, Tail::None),
         "events" => command!("events", events, EventsArgs, Tail::None),
         "trace" => command!("trace", trace, TraceArgs, Tail::None),
+        "supervisor" => command!("supervisor", supervisor, SupervisorArgs, Tail::After(4)),
         "top" => command!("top", top, TopArgs, Tail::None),
         "debug" => command!("debug", debug, DebugArgs, Tail::None),
         "update" => command!("update", update, UpdateArgs, Tail::None),

@@ -4,6 +4,7 @@ fn parser_of(name: &str) -> (clap::Command, Tail) {
     let tail = match name {
         "do" | "spec" => Tail::After(0),
         "exec" => Tail::After(1),
+        "supervisor" => Tail::After(4),
         "ps" => Tail::Ps,
         _ => Tail::None,
     };

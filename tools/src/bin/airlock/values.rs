@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 use airlock::container::Frames;
+use airlock_wire::api::supervisor::{Deadline, Format, ManagedLogging, Topic};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -130,6 +132,42 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(total).map_err(|_| refuse())
 }
 
+/// Reads a time from now (as [`parse_duration`] does), or a moment (RFC 3339).
+pub fn parse_deadline(text: &str) -> Result<Deadline, String> {
+    match parse_duration(text) {
+        Ok(duration) => Ok(Deadline::after(duration)),
+        Err(e) => text.parse().map_err(|_| format!("{e}, or a moment as 2026-11-28T12:00:00Z")),
+    }
+}
+
+fn parse_topic(text: &str) -> Result<Topic, String> {
+    match text {
+        "runtime" => Ok(Topic::Runtime),
+        "runtime_extension" => Ok(Topic::RuntimeExtension),
+        _ => Err(format!("'{text}' is no topic of logs: runtime or runtime_extension")),
+    }
+}
+
+/// Reads `TOPIC=FILE`.
+pub fn parse_log_target(text: &str) -> Result<(Topic, PathBuf), String> {
+    match text.split_once('=') {
+        Some((topic, file)) if !file.is_empty() => Ok((parse_topic(topic)?, file.into())),
+        _ => Err(format!("'{text}' is not of the form TOPIC=FILE")),
+    }
+}
+
+/// Reads `TOPIC` or `TOPIC:FORMAT,FORMAT`; without formats, lines are meant.
+pub fn parse_log_config(text: &str) -> Result<ManagedLogging, String> {
+    let (topic, formats) = text.split_once(':').unwrap_or((text, "line"));
+    let format = |word: &str| match word {
+        "line" => Ok(Format::Line),
+        "message" => Ok(Format::Message),
+        _ => Err(format!("'{word}' is no format of logs: line or message")),
+    };
+    let formats = formats.split(',').map(format).collect::<Result<Vec<_>, _>>()?;
+    Ok(ManagedLogging { topic: parse_topic(topic)?, formats: formats.into() })
+}
+
 /// Reads a size in bytes, with an optional suffix (`k`, `m`, `g`, `t`, `p`, each 1024 times the one before, and
 /// an optional `b` or `ib`); -1 stands for "no limit".
 pub fn parse_size(text: &str) -> Result<i64, String> {
@@ -161,6 +199,27 @@ pub fn parse_size(text: &str) -> Result<i64, String> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn logs_and_deadlines_are_read() {
+        assert_eq!(parse_log_target("runtime=/a=b"), Ok((Topic::Runtime, "/a=b".into())));
+        for bad in ["", "runtime", "runtime=", "x=/a", "=/a"] {
+            assert!(parse_log_target(bad).is_err(), "{bad}");
+        }
+        let lines = ManagedLogging { topic: Topic::Runtime, formats: vec![Format::Line].into() };
+        assert_eq!(parse_log_config("runtime"), Ok(lines));
+        let formats = vec![Format::Message, Format::Line].into();
+        let both = ManagedLogging { topic: Topic::RuntimeExtension, formats };
+        assert_eq!(parse_log_config("runtime_extension:message,line"), Ok(both));
+        for bad in ["", "x", "runtime:", "runtime:x", "runtime:line,"] {
+            assert!(parse_log_config(bad).is_err(), "{bad}");
+        }
+        assert!(parse_deadline("10s").unwrap().left().unwrap() > Duration::from_secs(9));
+        assert_eq!(parse_deadline("1999-01-01T00:00:00+01:00").unwrap().left(), None);
+        for bad in ["", "soon", "2026-11-28", "-1s"] {
+            assert!(parse_deadline(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn users_that_other_runtimes_misread_are_refused() {

@@ -36,6 +36,7 @@ pub mod spec;
 pub mod start;
 pub mod state;
 pub mod statefile;
+pub mod supervisor;
 pub mod tar;
 pub mod top;
 pub mod trace;
