@@ -84,17 +84,26 @@ pub fn airlock() -> &'static Path {
         if let Some(path) = std::env::var_os("AIRLOCK_BINARY") {
             return path.into();
         }
-        let mut build = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
-        build.args(["build", "--quiet", "--package", "airlock", "--bin", "airlock", "--message-format=json"]);
-        let out = build.current_dir(workspace()).stderr(Stdio::inherit()).output().unwrap();
-        assert!(out.status.success(), "cargo build of the airlock binary failed");
-        String::from_utf8_lossy(&out.stdout)
-            .lines()
-            .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok())
-            .filter_map(|m| m["executable"].as_str().map(PathBuf::from))
-            .next_back()
-            .expect("cargo names the executable")
+        built(["--bin", "airlock"])
     })
+}
+
+/// An example of the crate `airlock`, built now.
+pub fn example(name: &str) -> PathBuf {
+    built(["--example", name])
+}
+
+fn built(target: [&str; 2]) -> PathBuf {
+    let mut build = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
+    build.args(["build", "--quiet", "--package", "airlock", "--message-format=json"]).args(target);
+    let out = build.current_dir(workspace()).stderr(Stdio::inherit()).output().unwrap();
+    assert!(out.status.success(), "cargo build of {target:?} failed");
+    String::from_utf8_lossy(&out.stdout)
+        .lines()
+        .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok())
+        .filter_map(|m| m["executable"].as_str().map(PathBuf::from))
+        .next_back()
+        .expect("cargo names the executable")
 }
 
 /// An id that no other test, run or process uses.
