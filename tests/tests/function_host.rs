@@ -198,11 +198,11 @@ fn a_function_is_invoked_frozen_and_begun_from_a_snapshot() {
 fn a_function_that_takes_too_long_is_killed() {
     let packages = packages_or_skip!();
     let events = [r#"{"do":"sleep","seconds":1000}"#, r#"{"a":1}"#];
-    let told = host(&packages, &["--timeout", "2", "--instances", "0"], &events);
+    let told = host(&packages, &["--timeout", "4", "--instances", "0"], &events);
     let [late, next] = told.steps("invocation")[..] else { panic!() };
     assert_eq!(late["error"]["errorType"], "Sandbox.Timedout");
     let message = late["error"]["errorMessage"].as_str().unwrap();
-    assert!(message.ends_with("Task timed out after 2.00 seconds"), "{message}");
+    assert!(message.ends_with("Task timed out after 4.00 seconds"), "{message}");
     assert_eq!((&next["response"]["echo"]["a"], &next["response"]["count"]), (&1.into(), &1.into()));
 }
 

@@ -174,6 +174,19 @@ fn a_domain_lives_from_a_shell() {
 }
 
 #[test]
+fn a_sandbox_is_forked_without_its_domains_or_not() {
+    need!("busybox");
+    let host = Host::with_domain();
+    let copy = unique("copy");
+    says(&host.state.fails(["fork", &host.sandbox, &copy]), &["domain that runs", "\"d\""]);
+    host.ok("stop", &["d"]);
+    host.state.detached(&["fork", &host.sandbox, &copy]);
+    assert_eq!(host.state.status(&copy), "running");
+    let words = ["supervisor", "domains", copy.as_str()];
+    assert_eq!(host.state.ok(words).trim(), "[]");
+}
+
+#[test]
 fn deleting_a_sandbox_leaves_nothing_of_its_domains() {
     need!("busybox");
     let host = Host::with_domain();
