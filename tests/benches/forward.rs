@@ -23,7 +23,7 @@ fn main() {
     match args.first().map(String::as_str) {
         Some("server") => serve(),
         Some("client") => direct(&args[1], args[2].parse().unwrap()),
-        _ => compare(),
+        _ => compare(&args),
     }
 }
 
@@ -119,7 +119,8 @@ impl Drop for Killed {
     }
 }
 
-fn compare() {
+/// All, or what is named: `-- connection`.
+fn compare(wanted: &[String]) {
     if !airlock_tests::is_root() || which("nsenter").is_none() || which("socat").is_none() {
         return println!("skipped: needs root, nsenter and socat");
     }
@@ -164,6 +165,9 @@ fn compare() {
         "| | direct, inside | forwarded, unix socket | forwarded, TCP | socat, inside |\n| --- | --- | --- | --- | --- |"
     );
     for what in ["upload", "download", "round trip", "connection"] {
+        if !wanted.is_empty() && !wanted.iter().any(|w| w == what) {
+            continue;
+        }
         let mut all: [Vec<f64>; 4] = Default::default();
         for _ in 0..ROUNDS {
             all[0].push(run(what, SERVER));

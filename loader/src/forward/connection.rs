@@ -34,6 +34,10 @@ pub struct Connection {
     ends: [OwnedFd; 2],
     /// From end 0 to end 1, and back.
     ways: [Way; 2],
+    /// Something happened to the end that a way comes from, or goes to: bytes may move there.
+    stirred: [bool; 2],
+    /// Ends of which it is asked when they take more bytes.
+    pub(super) asked: [bool; 2],
     /// Lives as long as the connection.
     _keeps: Box<dyn Any + Send>,
 }
@@ -78,16 +82,25 @@ impl Connection {
             let _ = setsockopt(end, sockopt::KeepAlive, &true);
             let _ = setsockopt(end, sockopt::TcpNoDelay, &true);
         }
-        Ok(Self { ends, ways: Default::default(), _keeps: keeps })
+        let (ways, stirred, asked) = (Default::default(), [true; 2], [false; 2]);
+        Ok(Self { ends, ways, stirred, asked, _keeps: keeps })
     }
 
     pub(super) fn ends(&self) -> [BorrowedFd<'_>; 2] {
         [self.ends[0].as_fd(), self.ends[1].as_fd()]
     }
 
+    /// Whether there are bytes for an end that it did not take.
+    pub(super) fn is_full(&self, end: usize) -> bool {
+        self.ways[1 - end].pipe.as_ref().is_some_and(|pipe| pipe.filled > 0)
+    }
+
     /// Takes note of what happened to an end.
     pub(super) fn note(&mut self, end: usize, events: EpollFlags) {
-        if events.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
+        let gone = EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
+        self.stirred[end] |= events.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | gone);
+        self.stirred[1 - end] |= events.intersects(EpollFlags::EPOLLOUT | gone);
+        if events.intersects(gone) {
             // Its peer hears nothing any more; what it has said before is still there.
             self.ways[1 - end].close();
         }
@@ -98,7 +111,11 @@ impl Connection {
         let mut step = Step::Waits;
         for from in [0, 1] {
             let to = 1 - from;
+            if !std::mem::take(&mut self.stirred[from]) {
+                continue;
+            }
             if self.ways[from].advance(&self.ends[from], &self.ends[to], pipes) {
+                self.stirred[from] = true;
                 step = Step::CouldGoOn;
             }
         }

@@ -146,7 +146,14 @@ impl Loop {
                 match connection.step(&mut self.pipes) {
                     Step::Waits => {}
                     Step::CouldGoOn => busy.push(id),
-                    Step::Ended => self.remove(id),
+                    Step::Ended => {
+                        self.remove(id);
+                        continue;
+                    }
+                }
+                if let Err(e) = ask(&self.epoll, id, connection) {
+                    log::warn!("a forwarded connection ends: watching it: {e}");
+                    self.remove(id);
                 }
             }
             if self.all.is_empty() && !self.take_waiting(&mut busy) {
@@ -179,9 +186,8 @@ impl Loop {
     }
 
     fn watch(&self, id: u64, connection: &Connection) -> nix::Result<()> {
-        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         for (end, data) in connection.ends().into_iter().zip(id..) {
-            self.epoll.add(end, EpollEvent::new(flags, data))?;
+            self.epoll.add(end, EpollEvent::new(HEARS, data))?;
         }
         Ok(())
     }
@@ -193,6 +199,23 @@ impl Loop {
             let _ = self.epoll.delete(end.as_fd());
         }
     }
+}
+
+/// What is always asked of an end; each is told once.
+const HEARS: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP).union(EpollFlags::EPOLLET);
+
+/// Asks of ends that took less than there was when they take more, and of no other: each byte that a peer takes would be
+/// told.
+fn ask(epoll: &Epoll, id: u64, connection: &mut Connection) -> nix::Result<()> {
+    for (end, data) in [0, 1].into_iter().zip(id..) {
+        let full = connection.is_full(end);
+        if connection.asked[end] != full {
+            let flags = if full { HEARS | EpollFlags::EPOLLOUT } else { HEARS };
+            epoll.modify(connection.ends()[end], &mut EpollEvent::new(flags, data))?;
+            connection.asked[end] = full;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
