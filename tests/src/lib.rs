@@ -64,6 +64,15 @@ pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
+/// Whether processors and memory can be limited by cgroups, of whichever version.
+pub fn has_limits() -> bool {
+    let root = Path::new("/sys/fs/cgroup");
+    let v2 = std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+    ["cpu", "memory"].iter().all(|name| {
+        root.join(name).join("cgroup.procs").exists() || v2.split_whitespace().any(|c| c == *name)
+    })
+}
+
 pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }

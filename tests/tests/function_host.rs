@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
-use airlock_tests::{State, airlock, example, leaks, need, skip, unique, workspace};
+use airlock_tests::{State, airlock, example, has_limits, leaks, need, skip, unique, workspace};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -61,6 +61,9 @@ fn packages() -> Result<PathBuf, String> {
 macro_rules! packages_or_skip {
     () => {{
         need!("python3");
+        if !has_limits() {
+            skip!("needs the cgroup controllers cpu and memory");
+        }
         match packages() {
             Ok(packages) => packages,
             Err(why) => skip!("needs {PACKAGE} from PyPI: {why}"),

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
-use airlock_tests::{Bundle, State, leaks, need, unique, wait};
+use airlock_tests::{Bundle, State, has_limits, leaks, need, skip, unique, wait};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
@@ -237,6 +237,9 @@ fn events_are_lines_until_the_sandbox_ends() {
 #[test]
 fn a_configuration_is_taken_from_a_file() {
     need!("busybox");
+    if !has_limits() {
+        skip!("needs the cgroup controllers cpu and memory");
+    }
     let host = Host::new();
     let data = tempfile::tempdir().unwrap();
     std::fs::write(data.path().join("file"), "from the host\n").unwrap();
