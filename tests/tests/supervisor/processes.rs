@@ -154,7 +154,9 @@ fn terminate_asks_the_group_and_kill_ends_it() {
         refused(&caller.fails("Supervisor.Kill", &process("x"), &[]), "no_such_entity", "no process \"x\"");
 
         // Two of one group: the trap of the first tells that it heard, and the second dies of it.
-        let script = "trap 'echo asked; wait; exit 3' TERM; sleep 1000 & echo ready; wait";
+        // It is ready when it is another program: before, it has the first one's trap.
+        let other = "/bin/sh -c 'echo ready; exec sleep 1000' & wait";
+        let script = &format!("trap 'echo asked; wait; exit 3' TERM; {other}");
         let (reader, writer) = std::io::pipe().unwrap();
         let mut request = exec(&domain, "asked", &["/bin/sh", "-c", script]);
         request["stdout"] = json!(true);
@@ -168,7 +170,7 @@ fn terminate_asks_the_group_and_kill_ends_it() {
         assert!(lines.next().is_none(), "the group's other process has ended");
         caller.ok("Supervisor.Terminate", &process("asked"), &[]);
 
-        let script = "trap '' TERM; sleep 1000 & echo ready; wait";
+        let script = &format!("trap '' TERM; {other}");
         let (reader, writer) = std::io::pipe().unwrap();
         let mut request = exec(&domain, "stubborn", &["/bin/sh", "-c", script]);
         request["stdout"] = json!(true);
