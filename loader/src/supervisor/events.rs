@@ -41,6 +41,11 @@ impl Hub {
         Ok(())
     }
 
+    /// The most that waits for a reader now, in bytes.
+    pub fn waiting(&self) -> usize {
+        lock(&self.0).iter().map(|reader| reader.outlet.waiting()).max().unwrap_or_default()
+    }
+
     /// Tells what happened in `domain`. Never blocks.
     pub fn tell(&self, domain: &str, event: impl FnOnce() -> EventData) {
         let mut readers = lock(&self.0);

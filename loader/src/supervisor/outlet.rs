@@ -126,6 +126,11 @@ impl Outlet {
         lock(&self.shared.queue).all_lost
     }
 
+    /// What waits, in bytes.
+    pub fn waiting(&self) -> usize {
+        lock(&self.shared.queue).bytes.len()
+    }
+
     /// True once the reader is gone.
     pub fn gone(&self) -> bool {
         lock(&self.shared.queue).wake.is_none()
