@@ -12,6 +12,8 @@ mod life;
 mod logs;
 #[path = "supervisor/processes.rs"]
 mod processes;
+#[path = "supervisor/restore.rs"]
+mod restore;
 
 use airlock_loader::sys::mount;
 use airlock_tests::urpc::Caller;

@@ -64,6 +64,8 @@ pub struct DumpOrder {
     pub paused: bool,
     /// Containers live in namespaces whose owner is not the initial user namespace.
     pub in_userns: bool,
+    /// What the supervisor knows of its domains, for the metadata; empty without any.
+    pub supervisor: String,
 }
 
 /// A container to save.
@@ -79,6 +81,9 @@ pub struct DumpContainer {
     pub init: i32,
     /// Roots of exec sessions, pids in the sandbox's namespace; they and their descendants are left out.
     pub execs: Vec<i32>,
+    /// Named processes of a domain, pids in the sandbox's namespace: they are saved, with their descendants, and have the init
+    /// for a parent after a restore.
+    pub adopted: Vec<i32>,
     /// Descriptors that came from outside: number in the init at its start, device, inode.
     pub origin: Vec<(i32, u64, u64)>,
     /// It has a pid namespace of its own; otherwise it shares the root container's.

@@ -32,7 +32,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 pub const CHECKPOINTED: &str = "checkpointed";
 
 /// Annotation by which containers of a pod are told apart, as in gVisor.
-const NAME_ANNOTATION: &str = "io.kubernetes.cri.container-name";
+pub(crate) const NAME_ANNOTATION: &str = "io.kubernetes.cri.container-name";
 
 /// What is being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use super::outlet::Outlet;
 use super::{Config, Domain, MAX_DOMAINS, Source, State, filters, logs};
 use crate::cgroup::leaf_name;
 use crate::container::lock;
+use crate::loader::checkpoint::NAME_ANNOTATION;
 use crate::loader::{ContainerParts, Loader};
 use crate::oci::validate::validate;
 use crate::worker::DomainMounts;
@@ -149,11 +150,12 @@ impl Loader {
             return Ok(Vec::new());
         }
         let task = DomainMounts { mounts: Json(mounts.to_vec()), donated: !donated.is_empty() };
-        let (_, init) = self.running(self.id()).map_err(|e| e.context("the parent domain"))?;
         let mut fds: Vec<_> = donated.iter().map(AsFd::as_fd).collect();
-        if fds.is_empty() {
-            fds.push(init.pidfd());
-        }
+        let parent = match donated {
+            [] => Some(self.running(self.id()).map_err(|e| e.context("the parent domain"))?.1),
+            _ => None,
+        };
+        fds.extend(parent.iter().map(|init| init.pidfd()));
         let ((), made, _) = self.work(task, &fds).map_err(super::as_failure)?;
         if made.len() != mounts.len() {
             return Err(Error::failure("the worker for mounts has lost some of them"));
@@ -344,7 +346,7 @@ fn add(source: &mut Source, mount: &Mount, fd: OwnedFd) -> Result<()> {
 impl Source {
     /// The spec of the domain's container: that of its definition with the idle init for a program, in a pid namespace of
     /// its own.
-    pub(super) fn container_spec(&self, config: &Config) -> Value {
+    pub(super) fn container_spec(&self, name: &str, config: &Config) -> Value {
         let mut spec = self.spec.clone();
         let own = &self.spec["process"];
         let mut process = json!({
@@ -366,6 +368,10 @@ impl Source {
         let namespaces = spec["linux"]["namespaces"].as_array().cloned().unwrap_or_default();
         let mut kept: Vec<Value> = namespaces.into_iter().filter(|n| n["type"] != "pid").collect();
         kept.push(json!({"type": "pid"}));
+        // By this it is found in an image.
+        if spec["annotations"][NAME_ANNOTATION].is_null() {
+            spec["annotations"][NAME_ANNOTATION] = json!(name);
+        }
         if !kept.iter().any(|n| n["type"] == "mount") {
             kept.push(json!({"type": "mount"}));
         }
@@ -474,7 +480,7 @@ mod tests {
         source.spec["process"]["user"] = json!({"uid": 7, "gid": 8, "additionalGids": [9]});
         source.spec["linux"]["namespaces"] = json!([{"type": "pid", "path": "/proc/1/ns/pid"}]);
         let config = Config { exec_user: Some(ExecUser { uid: Some(1), gid: None }), ..Config::default() };
-        let spec = source.container_spec(&config);
+        let spec = source.container_spec("d", &config);
         assert_eq!(spec["process"]["user"], json!({"uid": 1, "gid": 8, "additionalGids": []}));
         assert_eq!(spec["linux"]["namespaces"], json!([{"type": "pid"}, {"type": "mount"}]));
         let parsed: Spec = serde_json::from_value(spec).unwrap();

@@ -11,6 +11,7 @@
 //! events    readers of ends            outlet   a bounded way to a reader
 //! logs      managed logging            metrics  what a cycle has used
 //! idle      the init of a domain       filters  seccomp filters by name
+//! saved     domains in an image, and out of it again
 //! ```
 #![forbid(unsafe_code)]
 
@@ -23,6 +24,7 @@ mod metrics;
 pub mod outlet;
 mod process;
 mod run;
+mod saved;
 
 use crate::cgroup::tree::Node;
 use crate::container::{Container, Process, State as ContainerState, lock};
@@ -33,6 +35,8 @@ use airlock_wire::api::supervisor::{
 use airlock_wire::error::{Error, Kind, Result};
 use events::Hub;
 use outlet::Outlet;
+pub(crate) use saved::check as check_saved;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex};
@@ -118,7 +122,8 @@ impl State {
 }
 
 /// What a domain is configured to be, besides [`Source`].
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Config {
     capabilities: Option<Capabilities>,
     /// `linux.seccomp` in place of the spec's.

@@ -33,28 +33,31 @@ impl Loader {
     ///
     /// # Errors
     /// Unknown, or not configured; what setting it up fails at; which hook failed and how. The domain has stopped then.
-    pub fn start_domain(&self, name: &str, wait: Wait<'_>) -> Result<()> {
+    pub fn start_domain(self: &Arc<Self>, name: &str, wait: Wait<'_>) -> Result<()> {
         let domain = self.supervisor().domain(name)?;
         domain.enter("started", State::Starting, |state| state == State::Configured)?;
         let started = self.bring_up(&domain, wait).map_err(super::as_failure);
         match &started {
-            Ok(()) => domain.set(State::Started),
+            Ok(true) => domain.set(State::Started),
+            // It becomes what it was in the image.
+            Ok(false) => {}
             Err(_) => {
                 self.clear_away(&domain);
                 domain.set(State::Stopped);
             }
         }
-        started
+        started.map(drop)
     }
 
-    fn bring_up(&self, domain: &Arc<Domain>, wait: Wait<'_>) -> Result<()> {
+    /// False for a domain whose sandbox is being restored: so is it, with the last of its containers.
+    fn bring_up(self: &Arc<Self>, domain: &Arc<Domain>, wait: Wait<'_>) -> Result<bool> {
         let (mut source, config) = {
             let mut inner = lock(&domain.inner);
             let source = inner.source.take();
             (source.ok_or_else(|| Error::failure("the domain has no root"))?, inner.config.clone())
         };
         lock(&domain.inner).base = source.spec["process"].clone();
-        let spec = source.container_spec(&config);
+        let spec = source.container_spec(&domain.name, &config);
         let text = spec.to_string();
         let spec: Spec = serde_json::from_value(spec).map_err(|e| Error::failure(format!("spec: {e}")))?;
         let container = self.reserve(&domain.name, None)?;
@@ -67,6 +70,8 @@ impl Loader {
         }
         let Source { bundle, mut parts, .. } = source;
         self.complete(&mut parts)?;
+        parts.to_restore = self.is_collecting();
+        let restored = parts.to_restore;
         if let Some(profiles) = config.profiles {
             let profile = match config.start_profile {
                 ProfileName::None => None,
@@ -79,13 +84,16 @@ impl Loader {
             }
         }
         self.prepare(&container, text, spec, &bundle, parts)?;
+        if restored {
+            return self.restore_container(&container).map(|_| false);
+        }
         let cycle = Baseline::begin(self, &container);
         lock(&domain.inner).cycle = cycle;
         self.start(&container)?;
         for hook in &config.hooks {
             self.run_hook(hook, wait).map_err(|e| e.context(format!("start hook {:?}", hook.name)))?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The program and the streams of the idle init.
@@ -93,7 +101,9 @@ impl Loader {
         parts.exec = Some(idle::program()?);
         parts.tty = None;
         parts.pass.clear();
-        let (_, parent) = self.running(self.id()).map_err(|e| e.context("the parent domain"))?;
+        // It waits for its own start when the sandbox is being restored.
+        let parent =
+            self.root()?.init().ok_or_else(|| Error::invalid_state("the parent domain has no process"))?;
         let null = self.null_of(parent.pid)?;
         parts.stdio = vec![null.try_clone()?, null.try_clone()?, null];
         Ok(())

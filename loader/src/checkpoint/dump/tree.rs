@@ -25,7 +25,7 @@ const VFORK_PATIENCE: Duration = Duration::from_millis(100);
 /// Finds and stops all processes of the containers and fills [`Context::procs`]. `begun` is called (again, if stopping
 /// has to start over) when all threads have been told to stop: the moment to thaw paused containers.
 ///
-/// Processes of exec sessions are left alone, with a warning. Afterwards [`Context::refusals`] may name what is in the
+/// Processes of exec sessions are left alone, with a warning, unless their container's init adopts them. Afterwards [`Context::refusals`] may name what is in the
 /// way; processes that could not be stopped are not in `procs` then.
 ///
 /// # Errors
@@ -49,11 +49,16 @@ pub fn discover(ctx: &mut Context, mut begun: impl FnMut() -> Result<()>) -> Res
 }
 
 fn stop_all(ctx: &mut Context, begun: &mut impl FnMut() -> Result<()>) -> Result<Stopped> {
-    let inits: Vec<i32> = ctx.order.containers.iter().map(|c| c.init).collect();
+    let roots: Vec<i32> = ctx
+        .order
+        .containers
+        .iter()
+        .flat_map(|c| std::iter::once(c.init).chain(c.adopted.iter().copied()))
+        .collect();
     let deadline = Instant::now() + STOP;
     let (mut patience, mut vforks) = (VFORK_PATIENCE, 0);
     loop {
-        let pids = || task_list::below(&ctx.procfs, &inits);
+        let pids = || task_list::below(&ctx.procfs, &roots);
         ctx.sleepers.look(&ctx.procfs, &pids()?);
         let until = Instant::now() + patience;
         let attempt = task_list::seize_all(&ctx.procfs, pids, Options::default(), until, &mut *begun);
@@ -160,7 +165,8 @@ fn describe(ctx: &mut Context, stopped: Stopped) -> Result<Found> {
             region: None,
             memory: MemoryFacts::default(),
         };
-        found.insert(pid, (proc, stat.ppid));
+        let adopting = ctx.order.containers.iter().find(|c| c.adopted.contains(&pid));
+        found.insert(pid, (proc, adopting.map_or(stat.ppid, |c| c.init)));
     }
     Ok(found)
 }

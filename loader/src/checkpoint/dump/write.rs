@@ -517,6 +517,7 @@ fn metadata(
         resumed: ctx.order.resume,
         pre_dump: ctx.order.pre_dump,
         user: ctx.order.metadata.iter().cloned().collect(),
+        supervisor: ctx.order.supervisor.clone(),
         ..Metadata::default()
     }
 }

@@ -49,6 +49,9 @@ pub struct Metadata {
     pub pre_dump: bool,
     /// The caller's own metadata (`SaveOpts.Metadata`).
     pub user: BTreeMap<String, String>,
+    /// What the supervisor knew of its domains, as JSON text; empty without any.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub supervisor: String,
 }
 
 /// A container of an image.

@@ -201,9 +201,10 @@ impl Loader {
     }
 
     /// Everything is there: has an agent make the containers.
-    fn load(self: &Arc<Self>, collecting: Collecting, notice: &Arc<Notice>) -> Result<Report> {
+    fn load(self: &Arc<Self>, mut collecting: Collecting, notice: &Arc<Notice>) -> Result<Report> {
         let containers: Vec<_> = collecting.come.iter().map(|(c, _)| c.clone()).collect();
         let RestoreOrder { background, on_demand, .. } = collecting.request.order;
+        let domains = std::mem::take(&mut collecting.metadata.supervisor);
         *lock(&self.work.postponed) = Some(Vec::new());
         let loaded = self.run_agent(collecting);
         let (agent, report, complete) = match loaded {
@@ -230,6 +231,9 @@ impl Loader {
             life.times.started = Some(SystemTime::now());
             drop(life);
             self.publish(&Event::Started { cid: container.cid.clone() });
+        }
+        if let Err(e) = self.revive_domains(&domains) {
+            log::error!("the supervisor's domains: {e}");
         }
         if complete {
             notice.set(Ok(()));
@@ -483,6 +487,7 @@ fn read_metadata(request: &RestoreRequest) -> Result<Metadata> {
     let metadata = reader.metadata();
     metadata.check_version(env!("CARGO_PKG_VERSION"))?;
     metadata.count_containers()?;
+    crate::supervisor::check_saved(&metadata.supervisor)?;
     if metadata.pre_dump {
         return Err(Error::invalid_argument(
             "the image is a pre-dump: it has memory alone and serves as the parent of a checkpoint",

@@ -62,6 +62,7 @@ impl Loader {
         }
         order.paused = !frozen.is_empty();
         order.in_userns = self.config.in_userns;
+        order.supervisor = self.supervisor.snapshot()?;
         order.tracked = lock(&self.work.tracking).as_ref().map(|(tracked, _)| tracked.clone());
         let dry_run = order.dry_run;
         let ends = !order.resume && !order.pre_dump && !dry_run;
@@ -141,6 +142,8 @@ impl Loader {
             .map(|(pid, _)| *pid)
             .collect();
         execs.sort_unstable();
+        let named = self.supervisor.named_pids(&container.cid);
+        let (adopted, execs) = execs.into_iter().partition(|pid| named.contains(pid));
         let layers = || container.layers.get().into_iter().flatten();
         Ok(DumpContainer {
             cid: container.cid.clone(),
@@ -148,6 +151,7 @@ impl Loader {
             spec: container.spec_text.get().cloned().unwrap_or_default(),
             init: init.pid,
             execs,
+            adopted,
             origin: container.origin.get().cloned().unwrap_or_default(),
             own_pid_namespace: container.own_pid_namespace.get().copied().unwrap_or(true),
             newest_mount: container.newest_mount.get().copied().unwrap_or(0),
