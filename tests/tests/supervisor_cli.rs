@@ -174,11 +174,19 @@ fn a_domain_lives_from_a_shell() {
 }
 
 #[test]
-fn a_sandbox_is_forked_without_its_domains_or_not() {
+fn a_sandbox_is_saved_without_domains_or_not() {
     need!("busybox");
     let host = Host::with_domain();
     let copy = unique("copy");
-    says(&host.state.fails(["fork", &host.sandbox, &copy]), &["domain that runs", "\"d\""]);
+    let image = tempfile::tempdir().unwrap();
+    let path = image.path().to_str().unwrap();
+    for words in [
+        &["fork", &host.sandbox, &copy][..],
+        &["checkpoint", "--image-path", path, &host.sandbox],
+        &["checkpoint", "--dry-run", &host.sandbox],
+    ] {
+        says(&host.state.fails(words), &["domain that runs (\"d\")", "stop it first"]);
+    }
     host.ok("stop", &["d"]);
     host.state.detached(&["fork", &host.sandbox, &copy]);
     assert_eq!(host.state.status(&copy), "running");
