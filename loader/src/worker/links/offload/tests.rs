@@ -268,6 +268,12 @@ proptest! {
         let count: usize = frames.iter().map(Vec::len).sum();
         let out = put_together(&frames);
         prop_assert!(out.iter().map(|(_, f)| f.len()).sum::<usize>() <= count);
-        put_together(&[near.clone(), near]);
+        put_together(&[near.clone(), near.clone()]);
+        for frames in [&frames, &vec![near.clone(), near]] {
+            let out = gathered(frames, true);
+            prop_assert!(out.iter().map(|(_, f)| f.len()).sum::<usize>() <= frames.iter().map(Vec::len).sum());
+            // Whatever is said of a frame, it can be completed.
+            out.iter().for_each(|(header, frame)| assert!(!cut(frame, header).is_empty() || frame.is_empty()));
+        }
     }
 }
