@@ -45,6 +45,17 @@ pub fn receive(
     Ok(count)
 }
 
+/// Reads without waiting (`RWF_NOWAIT`), whatever flags the descriptor has.
+///
+/// # Errors
+/// `EAGAIN`: nothing is there; `EOPNOTSUPP`: this kind of file cannot be read so (taps can since Linux 5.11).
+pub fn read_now(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
+    let part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: the one part is `buffer`, which is writable for its length and outlives the call. The offset says: none.
+    Errno::result(unsafe { libc::preadv2(fd.as_raw_fd(), &raw const part, 1, -1, libc::RWF_NOWAIT) })
+        .map(|n| n as usize)
+}
+
 /// Sends messages, each of the parts `parts[start..end]` for one of `ranges`; SIGPIPE is not raised. Returns how many were
 /// sent.
 ///
@@ -83,6 +94,17 @@ mod tests {
     use super::*;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
     use std::os::fd::AsFd;
+
+    #[test]
+    fn what_is_not_there_is_not_waited_for() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let mut buffer = [0; 8];
+        assert_eq!(read_now(reader.as_fd(), &mut buffer), Err(Errno::EAGAIN));
+        std::io::Write::write_all(&mut writer, b"frame").unwrap();
+        assert_eq!((read_now(reader.as_fd(), &mut buffer), &buffer[..5]), (Ok(5), &b"frame"[..]));
+        drop(writer);
+        assert_eq!(read_now(reader.as_fd(), &mut buffer), Ok(0));
+    }
 
     #[test]
     fn messages_arrive_one_by_one() {

@@ -26,6 +26,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 const FRAME_MAX: usize = (65_536 + 18 + HEADER_LEN).next_multiple_of(64);
 /// Frames that are received in one call: enough to be worth it, few enough to stay in the cache when they are long.
 const RECEIVED: usize = 16;
+/// Likewise from a tap, whose frames are short unless they have offload headers.
+const TAP_RECEIVED: usize = 32;
 /// Likewise from rings, whose frames are short: enough for a packet of 64 KiB.
 const SMALL_RECEIVED: usize = 64;
 const SMALL_FRAME: usize = 4096;
@@ -94,6 +96,21 @@ impl Received {
         self.lengths.clear();
         let mut buffers: Vec<_> = self.arena.chunks_mut(self.chunk).map(IoSliceMut::new).collect();
         batch::receive(fd, &mut buffers, &mut self.lengths, 0).map(drop)
+    }
+
+    /// Likewise from a descriptor of which each read gives one frame; none at its end.
+    fn read(&mut self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.lengths.clear();
+        for (i, buffer) in self.arena.chunks_mut(self.chunk).enumerate() {
+            match if i == 0 { read(fd, buffer) } else { batch::read_now(fd, buffer) } {
+                Ok(0) => break,
+                Ok(n) => self.lengths.push(n),
+                Err(e) if i == 0 => return Err(e),
+                // There are no more, or they cannot be had without waiting: all this is found out again by the first read.
+                Err(_) => break,
+            }
+        }
+        Ok(())
     }
 
     /// What is longer than `header`.
@@ -276,13 +293,12 @@ impl Channel {
     }
 
     fn in_tap(&self) -> End {
-        let mut buffer = vec![0; FRAME_MAX];
+        let mut received = Received::with(TAP_RECEIVED, FRAME_MAX);
         let header = if self.peer.offload { HEADER_LEN } else { 0 };
         loop {
-            match read(&self.peer.fd, &mut buffer) {
-                Ok(0) => return "end of file".to_owned(),
-                Ok(n) if n <= header => {}
-                Ok(n) => self.deliver([&buffer[..n]].into_iter(), header),
+            match received.read(self.peer()) {
+                Ok(()) if received.is_empty() => return "end of file".to_owned(),
+                Ok(()) => self.deliver(received.frames(header), header),
                 Err(e) => {
                     if let Err(end) = wait_after(e, self.peer(), PollFlags::POLLIN) {
                         return end;
