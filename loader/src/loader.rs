@@ -150,6 +150,11 @@ impl Loader {
         &self.supervisor
     }
 
+    /// True in a user namespace of the sandbox's own.
+    pub(crate) fn in_userns(&self) -> bool {
+        self.config.in_userns
+    }
+
     /// True when the containers live in somebody else's pid namespace.
     pub(crate) fn shares_pid_namespace(&self) -> bool {
         self.config.shared_pid_namespace

@@ -17,6 +17,7 @@ pub mod oci;
 pub mod programs;
 pub mod revive;
 pub mod urpc;
+pub mod v2;
 pub mod wait;
 
 pub use bundle::{Bundle, copy_program, write_program};

@@ -3,39 +3,16 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use airlock_tests::oci::{Mounted, mounts, push};
+use airlock_tests::v2::{inside, is_v2};
 use airlock_tests::wait::until;
-use airlock_tests::{Bundle, State, airlock, need, skip, unique};
+use airlock_tests::{Bundle, State, skip, unique};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 const ROOT: &str = "/sys/fs/cgroup";
-
-/// Runs an ignored test of this file where `/sys/fs/cgroup` is a v2 mount.
-fn inside(test: &str) {
-    need!("busybox", "unshare");
-    let prepare = "umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup";
-    let possible = Command::new("unshare").args(["-m", "sh", "-c", prepare]).output().unwrap();
-    if !possible.status.success() {
-        skip!("needs a v2 mount in a namespace: {}", String::from_utf8_lossy(&possible.stderr).trim());
-    }
-    let output = Command::new("unshare")
-        .args(["-m", "sh", "-c", &format!("{prepare} && exec \"$0\" --ignored --exact --nocapture {test}")])
-        .arg(std::env::current_exe().unwrap())
-        .env("AIRLOCK_BINARY", airlock())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
-}
-
-/// Whether an ignored test was started by [`inside`], or by a person who wants all of them.
-fn is_v2() -> bool {
-    Path::new(ROOT).join("cgroup.controllers").exists()
-}
 
 /// A cgroup of this test's own; what is left of it at the end is removed.
 struct Place(PathBuf);

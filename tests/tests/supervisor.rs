@@ -38,7 +38,10 @@ impl Host {
     }
 
     fn with(edit: impl FnOnce(&mut Value)) -> Self {
-        let bundle = Bundle::with(&["/bin/sleep", "1000000"], edit);
+        Self::of(Bundle::with(&["/bin/sleep", "1000000"], edit))
+    }
+
+    fn of(bundle: Bundle) -> Self {
         let (state, id) = (State::new(), unique("sup"));
         state.detached(&["run", "--detach", "--bundle", bundle.text(), &id]);
         Self { state, bundle, id }

@@ -8,7 +8,9 @@
 
 use crate::api::boot::{BootArgs, BootReply};
 use crate::api::types::{Empty, Json};
-use crate::api::{self, airlock, container_manager as cm, fs, lifecycle, logging, network, proc, usage};
+use crate::api::{
+    self, airlock, container_manager as cm, fs, lifecycle, logging, network, proc, supervisor, usage,
+};
 use crate::binary::{FrameKind, HEADER_LEN, Header};
 use crate::error::Error;
 use crate::method::{Method, Visitor};
@@ -91,6 +93,10 @@ pub fn json(data: &[u8]) {
     check::<usage::MemoryUsage>(data);
     check::<airlock::ContainerInfo>(data);
     check::<network::CreateLinksAndRoutesArgs>(data);
+    check::<supervisor::ConfigureRequest>(data);
+    check::<supervisor::ExecRequest>(data);
+    check::<supervisor::KillRequest>(data);
+    check::<supervisor::Event>(data);
     if let Ok(links) = json::from_slice::<network::CreateLinksAndRoutesArgs>(data) {
         drop(links.layout(8));
         drop(links.check_sufficient(8));

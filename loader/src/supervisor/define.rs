@@ -145,14 +145,20 @@ impl Loader {
     }
 
     /// Detached mounts for `mounts`, of what the parent has opened or else of what the parent domain has.
-    fn make_mounts(&self, mounts: &[Mount], donated: &[OwnedFd]) -> Result<Vec<OwnedFd>> {
+    pub(super) fn make_mounts(&self, mounts: &[Mount], donated: &[OwnedFd]) -> Result<Vec<OwnedFd>> {
         if mounts.is_empty() {
             return Ok(Vec::new());
         }
         let task = DomainMounts { mounts: Json(mounts.to_vec()), donated: !donated.is_empty() };
         let mut fds: Vec<_> = donated.iter().map(AsFd::as_fd).collect();
         let parent = match donated {
-            [] => Some(self.running(self.id()).map_err(|e| e.context("the parent domain"))?.1),
+            // It waits for its own start when the sandbox is being restored, and has its mounts then, too.
+            [] => Some(
+                self.root()?
+                    .init()
+                    .filter(|init| init.status().is_none())
+                    .ok_or_else(|| Error::invalid_state("the parent domain has no process"))?,
+            ),
             _ => None,
         };
         fds.extend(parent.iter().map(|init| init.pidfd()));

@@ -8,7 +8,7 @@ use crate::cgroup::{Cgroup, leaf_name, resources};
 use crate::container::{Container, lock};
 use crate::loader::{ContainerParts, ExecRequest, Loader};
 use airlock_wire::api::supervisor::{
-    CgroupProfile, CycleDeltaMetrics, Deadline, Hook, ProfileName, StopRequest,
+    BindMount, CgroupProfile, CycleDeltaMetrics, Deadline, Hook, Mount, ProfileName, StopRequest,
 };
 use airlock_wire::error::{Error, Kind, Result};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -72,6 +72,9 @@ impl Loader {
         self.complete(&mut parts)?;
         parts.to_restore = self.is_collecting();
         let restored = parts.to_restore;
+        if self.in_userns() && parts.devices.is_empty() {
+            parts.devices = self.devices_of_parent()?;
+        }
         if let Some(profiles) = config.profiles {
             let profile = match config.start_profile {
                 ProfileName::None => None,
@@ -107,6 +110,17 @@ impl Loader {
         let null = self.null_of(parent.pid)?;
         parts.stdio = vec![null.try_clone()?, null.try_clone()?, null];
         Ok(())
+    }
+
+    /// Device nodes of the parent domain as detached mounts: in a user namespace nobody can make any.
+    fn devices_of_parent(&self) -> Result<Vec<(String, OwnedFd)>> {
+        let paths = ["null", "zero", "full", "random", "urandom", "tty"].map(|name| format!("/dev/{name}"));
+        let bind = |path: &String| {
+            Mount::Bind(BindMount { source: path.clone(), destination: path.clone(), options: Vec::new() })
+        };
+        let mounts: Vec<_> = paths.iter().map(bind).collect();
+        let made = self.make_mounts(&mounts, &[]).map_err(|e| e.context("devices of the parent domain"))?;
+        Ok(paths.into_iter().zip(made).collect())
     }
 
     /// `/dev/null` as process `pid` has it; in a container without one, a socket that nobody is behind.

@@ -334,3 +334,64 @@ fn a_definition_gives_a_domain_its_configuration() {
         }
     }
 }
+
+#[test]
+fn a_domain_lives_in_its_sandboxs_user_namespace() {
+    airlock_tests::need!("busybox");
+    use airlock_tests::oci::{BASE, chown_all, in_user_namespace};
+    let bundle = Bundle::with(&["/bin/sleep", "1000000"], in_user_namespace);
+    chown_all(&bundle.rootfs(), BASE);
+    let host = Host::of(bundle);
+    for mut caller in host.both() {
+        let data = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(data.path(), Some(BASE), Some(BASE)).unwrap();
+        let mounts = json!([
+            {"type": "drive", "source": "x", "destination": "/mnt/data", "fs_type": "x", "chowner": [12, 34], "chmode": 0o755},
+        ]);
+        let more = json!({"mounts": mounts, "exec_user": {"uid": 5, "gid": 6}});
+        let domain = start(&host, &mut caller, more, &[tree(data.path()).as_fd()]);
+        let text = shell(
+            &mut caller,
+            &domain,
+            "id -u; id -g; stat -c '%u %g' /mnt/data; cat /proc/self/uid_map; echo x > /dev/null; head -c 2 /dev/zero | wc -c",
+        );
+        let words: Vec<&str> = text.split_ascii_whitespace().collect();
+        assert_eq!(words, ["5", "6", "12", "34", "0", "100000", "65536", "2"], "{text}");
+        let meta = std::fs::metadata(data.path()).unwrap();
+        assert_eq!(std::os::unix::fs::MetadataExt::uid(&meta), BASE + 12);
+        caller.ok("Supervisor.Freeze", &json!({"domain": domain}), &[]);
+        caller.ok("Supervisor.Thaw", &json!({"domain": domain}), &[]);
+        caller.ok("Supervisor.Stop", &json!({"domain": domain, "deadline": soon()}), &[]);
+    }
+}
+
+#[test]
+fn on_cgroup_v2_a_domain_without_a_donated_cgroup_has_no_profiles() {
+    airlock_tests::v2::inside("configure::profiles_are_refused_on_v2_inside");
+}
+
+#[test]
+#[ignore = "started by the test above"]
+fn profiles_are_refused_on_v2_inside() {
+    if !airlock_tests::v2::is_v2() {
+        return;
+    }
+    let host = Host::new();
+    let mut caller = host.json();
+    let profiles = json!({"throttled": {"cpu_limit": 1, "memory_limit_bytes": 0}, "unthrottled": {}});
+    let domain =
+        host.configured(&mut caller, json!({"cgroup_profiles": profiles, "start_profile": "throttled"}));
+    let text = caller.fails("Supervisor.Start", &json!({"domain": domain}), &[]);
+    refused(
+        &text,
+        "failure",
+        "start_profile: the domain has no cgroup of its own with the controllers cpu and memory",
+    );
+    // All else works there.
+    let domain = host.started(&mut caller);
+    spawn(&mut caller, &domain, &["/bin/sh", "-c", "while true; do true; done"]);
+    let frozen = caller.ok("Supervisor.Freeze", &json!({"domain": domain}), &[]);
+    assert!(frozen["cycle_delta_metrics"]["domain_cpu_run_ns"].as_u64().unwrap() > 0, "{frozen}");
+    caller.ok("Supervisor.Stop", &json!({"domain": domain, "deadline": soon()}), &[]);
+    assert_eq!(airlock_tests::leaks::cgroups(&domain), Vec::<String>::new());
+}
