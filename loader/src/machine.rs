@@ -17,7 +17,7 @@ mod usage;
 
 pub use fields::Event;
 pub use names::Name;
-pub use place::{Place, Privileged, Program, Running, VirtualHosts};
+pub use place::{Place, Privileged, Program, Running};
 pub use unclaimed::Unclaimed;
 
 use crate::cgroup::files::Dir;
@@ -222,27 +222,10 @@ impl Machine {
                 return Err(exists());
             }
             let plan = Plan::new(spec, None, &self.root)?;
-            let hosts = spec.virtual_host.as_ref().map(|_| self.hosts()).transpose()?;
             let made = parent.make_child(last, &plan.controllers);
             let making = made.map_err(|e| if parent.gone() { no_container(&above) } else { e })?;
             self.settle(making.node(), &parent, spec, &plan)?;
-            if let Some(hosts) = hosts {
-                hosts.create(name, making.node(), spec)?;
-            }
-            let kept = making.keep();
-            if kept.is_err()
-                && let Some(hosts) = hosts
-            {
-                hosts.destroy(name)?;
-            }
-            kept.map(drop)
-        })
-    }
-
-    fn hosts(&self) -> Result<&dyn VirtualHosts> {
-        self.place.hosts().ok_or_else(|| {
-            Code::Unimplemented
-                .error("virtual_host: this server makes none; make a container with containerManager")
+            making.keep().map(drop)
         })
     }
 
@@ -262,7 +245,7 @@ impl Machine {
         if spec.owner.is_some() || spec.owner_group.is_some() {
             let id = |id: Option<i64>| id.and_then(|id| u32::try_from(id).ok()).unwrap_or(0);
             let owner = Privileged { owner: Some((id(spec.owner), id(spec.owner_group))), devices: None };
-            for (_, dir) in node.own_dirs() {
+            for dir in node.own_dirs()? {
                 self.place.privileged(dir, node.v2(), &owner)?;
             }
         }
@@ -273,12 +256,12 @@ impl Machine {
     /// Sets device rules: what the parent has, and then these.
     fn restrict(&self, node: &Node, parent: &Node, rules: &[Rule]) -> Result<()> {
         let v2 = node.v2();
-        let Some(dir) = node.dir("devices") else { return Ok(()) };
+        let Some(dir) = node.dir("devices")? else { return Ok(()) };
         let mut all = if v2 {
             // The parent's program runs as well.
             vec![Rule { allow: true, node: None, major: None, minor: None, access: ALL }]
         } else {
-            match parent.nearest("devices") {
+            match parent.nearest("devices")? {
                 Some(above) => devices::listed(&Dir(above))?,
                 None => Vec::new(),
             }
@@ -296,20 +279,23 @@ impl Machine {
         self.on(name, true, |above, node| {
             let (Some(parent), Some(last)) = (above.last(), name.parts().last()) else { return Ok(()) };
             let deadline = Instant::now() + END;
+            let mut kill = !node.threads_below()?.is_empty();
             loop {
-                node.kill(deadline).map_err(unavailable)?;
+                if kill {
+                    node.kill(deadline).map_err(unavailable)?;
+                }
                 let moment = deadline.min(Instant::now() + Duration::from_millis(200));
                 match parent.remove_child(last, moment) {
                     Ok(()) => break,
-                    // Somebody has moved a process in.
-                    Err(e) if e.kind == Kind::InvalidState && Instant::now() < deadline => {}
+                    // Somebody has moved a process in, or to another hierarchy alone.
+                    Err(e) if e.kind == Kind::InvalidState && Instant::now() < deadline => kill = true,
                     Err(e) => return Err(unavailable(e)),
                 }
             }
             if let Some(notifications) = self.notifications.get() {
                 notifications.destroyed(name);
             }
-            self.place.hosts().map_or(Ok(()), |hosts| hosts.destroy(name))
+            Ok(())
         })
     }
 
@@ -345,9 +331,6 @@ impl Machine {
             let now = self.spec_of(node)?;
             fields::refuse_unimplemented(update)?;
             let new = update::updated(&now, update, policy)?;
-            if new.virtual_host != now.virtual_host || new.filesystem != now.filesystem {
-                return Err(Code::Unimplemented.error("virtual_host and filesystem cannot be updated"));
-            }
             let replaces = policy == UpdatePolicy::UpdateReplace;
             let plan = Plan::new(&new, replaces.then_some(&now), &self.root)?;
             self.settle(node, parent, &new, &plan).inspect_err(|_| {
@@ -517,21 +500,12 @@ impl Machine {
         self.on(name, true, |_, node| node.kill(Instant::now() + END).map_err(unavailable))
     }
 
-    /// The init of a virtual host, else the system's (seed 003, `GetInitPid`).
+    /// The system's init, as no container is a virtual host (seed 003, `GetInitPid`).
     ///
     /// # Errors
     /// `NOT_FOUND`.
     pub fn init_pid(&self, name: &Name) -> Result<i32> {
-        self.get(name)?;
-        // The nearest virtual host around it.
-        let mut at = name.clone();
-        while let Some((above, _)) = at.split() {
-            if let Some(pid) = self.place.hosts().map(|hosts| hosts.init_pid(&at)).transpose()?.flatten() {
-                return Ok(pid);
-            }
-            at = above;
-        }
-        Ok(self.place.init_pid())
+        self.get(name).map(|()| self.place.init_pid())
     }
 
     /// Has records written to `out` when something happens to a container (seed 003, `RegisterNotification`).

@@ -11,7 +11,7 @@ use crate::files::{listen_unix, private_file};
 use airlock_controller::container_api::{self, Source};
 use airlock_loader::cgroup::tree::Node;
 use airlock_loader::container::Process;
-use airlock_loader::machine::{Machine, Place, Privileged, Program, Running, Unclaimed, VirtualHosts};
+use airlock_loader::machine::{Machine, Place, Privileged, Program, Running, Unclaimed};
 use airlock_loader::sys::process::pidfd_open;
 use airlock_loader::sys::spawn::spawn_in;
 use airlock_wire::api::airlock::Methods;
@@ -173,10 +173,6 @@ impl Place for Host {
 
     fn init_pid(&self) -> i32 {
         1
-    }
-
-    fn hosts(&self) -> Option<&dyn VirtualHosts> {
-        None
     }
 }
 

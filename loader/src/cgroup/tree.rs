@@ -26,7 +26,7 @@ use nix::fcntl::{AtFlags, OFlag, ResolveFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstat, fstatat};
 use oci_spec::runtime::LinuxResources;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// How many levels below its root a tree may have.
 pub const MAX_DEPTH: usize = 32;
@@ -35,21 +35,17 @@ pub const MAX_DEPTH: usize = 32;
 const UNFINISHED: Mode = Mode::S_ISVTX;
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_RDONLY);
 
-/// One hierarchy as a node uses it.
-#[derive(Debug, Clone)]
-struct Part {
+/// One hierarchy of a tree.
+#[derive(Debug)]
+struct Hierarchy {
     /// Its controllers joined by commas; [`UNIFIED`] for v2.
     name: String,
     v2: bool,
-    /// The tree's root in this hierarchy.
+    /// The tree's root.
     base: Arc<OwnedFd>,
-    /// The directory at the node's own path, if there is one.
-    here: Option<Arc<OwnedFd>>,
-    /// The directory that the node's processes are in: its own, or that of the nearest ancestor which isolates.
-    joined: Arc<OwnedFd>,
 }
 
-impl Part {
+impl Hierarchy {
     fn has(&self, controller: &str) -> bool {
         self.name.split(',').any(|c| c == controller)
     }
@@ -57,6 +53,45 @@ impl Part {
     /// The file through which processes join; v1 has a slower one for whole processes, too.
     fn join_file(&self) -> &'static str {
         if self.v2 { "cgroup.procs" } else { "tasks" }
+    }
+}
+
+/// The hierarchies of a tree.
+#[derive(Debug)]
+struct Tree {
+    core: Hierarchy,
+    /// v1's others.
+    others: Vec<Hierarchy>,
+}
+
+/// What a node has in one hierarchy.
+#[derive(Debug, Clone)]
+struct Part {
+    /// The directory at the node's own path, if there is one.
+    here: Option<Arc<OwnedFd>>,
+    /// The directory that the node's processes are in: its own, or that of the nearest ancestor which isolates.
+    joined: Arc<OwnedFd>,
+}
+
+impl Part {
+    /// Finds the directories of the node at `path`.
+    fn find(hierarchy: &Hierarchy, path: &[String]) -> Result<Self> {
+        let base = &hierarchy.base;
+        if path.is_empty() {
+            return Ok(Self { here: Some(base.clone()), joined: base.clone() });
+        }
+        let mut here = None;
+        for length in (1..=path.len()).rev() {
+            let names = path.get(..length).unwrap_or_default();
+            let Some(dir) = open_beneath(base.as_fd(), &names.join("/"))?.map(Arc::new) else { continue };
+            if length == path.len() {
+                here = Some(dir.clone());
+            }
+            if !sticky(fstat(&dir)?.st_mode) {
+                return Ok(Self { here, joined: dir });
+            }
+        }
+        Ok(Self { here, joined: base.clone() })
     }
 
     /// Whether the node has a directory of its own here for its processes.
@@ -69,8 +104,10 @@ impl Part {
 /// [`airlock_wire::error::Kind::NoSuchEntity`] or says that a file is not there: see [`Node::gone`].
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// The core comes first.
-    parts: Vec<Part>,
+    tree: Arc<Tree>,
+    core: Arc<OwnedFd>,
+    /// In the other hierarchies, once somebody wants to know.
+    others: Arc<OnceLock<Vec<Part>>>,
     /// Names from the root to here.
     path: Vec<String>,
 }
@@ -83,22 +120,38 @@ impl Node {
     /// # Errors
     /// [`airlock_wire::error::Kind::InvalidArgument`] when neither is there.
     pub fn root(dirs: Vec<(String, OwnedFd)>) -> Result<Self> {
-        let freezer = dirs.iter().any(|(name, _)| name.split(',').any(|c| c == "freezer"));
-        let mut parts: Vec<Part> = Vec::with_capacity(dirs.len());
-        for (name, dir) in dirs {
-            let v2 = name == UNIFIED;
-            if v2 && freezer {
-                continue;
-            }
-            let base = Arc::new(dir);
-            let (here, joined) = (Some(base.clone()), base.clone());
-            parts.push(Part { name, v2, base, here, joined });
-        }
-        let core = parts.iter().position(|p| p.v2 || p.has("freezer")).ok_or_else(|| {
+        let mut all: Vec<Hierarchy> = dirs
+            .into_iter()
+            .map(|(name, dir)| Hierarchy { v2: name == UNIFIED, name, base: Arc::new(dir) })
+            .collect();
+        let freezer = all.iter().position(|h| h.has("freezer"));
+        let core = freezer.or_else(|| all.iter().position(|h| h.v2)).ok_or_else(|| {
             Error::invalid_argument("a tree of cgroups needs a freezer or a v2 directory among its roots")
         })?;
-        parts.swap(0, core);
-        Ok(Self { parts, path: Vec::new() })
+        let core = all.remove(core);
+        all.retain(|h| !h.v2);
+        let node = core.base.clone();
+        Ok(Self::at(Arc::new(Tree { core, others: all }), node, Vec::new()))
+    }
+
+    fn at(tree: Arc<Tree>, core: Arc<OwnedFd>, path: Vec<String>) -> Self {
+        Self { tree, core, others: Arc::default(), path }
+    }
+
+    /// The node's parts in the other hierarchies, which are looked for at the first need.
+    fn others(&self) -> Result<&[Part]> {
+        if let Some(found) = self.others.get() {
+            return Ok(found);
+        }
+        let found = self.tree.others.iter().map(|h| Part::find(h, &self.path)).collect::<Result<_>>()?;
+        Ok(self.others.get_or_init(|| found))
+    }
+
+    /// All hierarchies with the node's part in each, the core last.
+    fn parts(&self) -> Result<Vec<(&Hierarchy, Part)>> {
+        let core = Part { here: Some(self.core.clone()), joined: self.core.clone() };
+        let others = self.tree.others.iter().zip(self.others()?.iter().cloned());
+        Ok(others.chain([(&self.tree.core, core)]).collect())
     }
 
     /// The tree below a sandbox's own cgroups, whose root is the container with its processes: v1, its directories, with
@@ -142,19 +195,14 @@ impl Node {
         Self::root(dirs)
     }
 
-    fn core(&self) -> &Part {
-        // `root` made sure that there is one, and no node has fewer parts.
-        &self.parts[0]
-    }
-
     /// Whether the core is a v2 directory.
     pub fn v2(&self) -> bool {
-        self.core().v2
+        self.tree.core.v2
     }
 
     /// The directory in the core hierarchy.
     pub fn core_dir(&self) -> BorrowedFd<'_> {
-        self.core().joined.as_fd()
+        self.core.as_fd()
     }
 
     /// Names from the tree's root to this node; empty for the root.
@@ -176,31 +224,52 @@ impl Node {
         !self.path.is_empty() && !Dir(self.core_dir()).exists("cgroup.procs")
     }
 
+    /// The part in the hierarchy of `controller`.
+    fn part(&self, controller: &str) -> Result<Option<&Part>> {
+        let index = self.tree.others.iter().position(|h| h.has(controller));
+        index.map_or(Ok(None), |index| Ok(self.others()?.get(index)))
+    }
+
     /// The node's own directory in the hierarchy of `controller`, if it isolates that. The root and every v2 node have
     /// theirs always.
-    pub fn dir(&self, controller: &str) -> Option<BorrowedFd<'_>> {
-        let part = self.parts.iter().find(|p| p.v2 || p.has(controller))?;
-        part.own().then(|| part.joined.as_fd())
+    ///
+    /// # Errors
+    /// As opening a directory.
+    pub fn dir(&self, controller: &str) -> Result<Option<BorrowedFd<'_>>> {
+        if self.v2() || self.tree.core.has(controller) {
+            return Ok(Some(self.core_dir()));
+        }
+        Ok(self.part(controller)?.filter(|p| p.own()).map(|p| p.joined.as_fd()))
     }
 
     /// The directory of the hierarchy of `controller` that the node's processes are in, its own or not.
-    pub fn nearest(&self, controller: &str) -> Option<BorrowedFd<'_>> {
-        self.parts.iter().find(|p| p.v2 || p.has(controller)).map(|p| p.joined.as_fd())
+    ///
+    /// # Errors
+    /// As opening a directory.
+    pub fn nearest(&self, controller: &str) -> Result<Option<BorrowedFd<'_>>> {
+        if self.v2() || self.tree.core.has(controller) {
+            return Ok(Some(self.core_dir()));
+        }
+        Ok(self.part(controller)?.map(|p| p.joined.as_fd()))
     }
 
-    /// The directories that are the node's own, with the names of their hierarchies, the core first.
-    pub fn own_dirs(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
-        self.parts.iter().filter(|p| p.own()).map(|p| (p.name.as_str(), p.joined.as_fd()))
+    /// The directories that are the node's own.
+    ///
+    /// # Errors
+    /// As opening a directory.
+    pub fn own_dirs(&self) -> Result<Vec<BorrowedFd<'_>>> {
+        let others = self.others()?.iter().filter(|p| p.own()).map(|p| p.joined.as_fd());
+        Ok(others.chain([self.core_dir()]).collect())
     }
 
     /// Whether some hierarchy of the tree has `controller` (v2: `cgroup.controllers` of its root).
     pub fn offers(&self, controller: &str) -> bool {
         if self.v2() {
-            let root = Dir(self.core().base.as_fd());
+            let root = Dir(self.tree.core.base.as_fd());
             let listed = root.read("cgroup.controllers").unwrap_or_default();
             return listed.split_whitespace().any(|c| c == controller);
         }
-        self.parts.iter().any(|p| p.has(controller))
+        self.tree.core.has(controller) || self.tree.others.iter().any(|h| h.has(controller))
     }
 
     /// Names of the nodes directly below, unsorted. Those that are being made are left out, and directories whose names
@@ -215,7 +284,8 @@ impl Node {
     }
 
     fn finished(&self, name: &str) -> bool {
-        fstatat(self.core_dir(), name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok_and(|s| !sticky(s.st_mode))
+        let complete = |mode: u32| is_directory(mode) && !sticky(mode);
+        fstatat(self.core_dir(), name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok_and(|s| complete(s.st_mode))
     }
 
     /// Opens the child `name`.
@@ -231,23 +301,14 @@ impl Node {
     /// Opens the child, complete or not.
     fn open_child(&self, name: &str) -> Result<Self> {
         check_name(name)?;
-        let mut parts = Vec::with_capacity(self.parts.len());
-        for (index, part) in self.parts.iter().enumerate() {
-            let here = match &part.here {
-                Some(parent) => open_beneath(parent.as_fd(), name)?,
-                None => None,
-            };
-            if index == 0 && here.is_none() {
-                return Err(no_child(name));
-            }
-            let here = here.map(Arc::new);
-            let isolates = |dir: &Arc<OwnedFd>| index == 0 || fstat(dir).is_ok_and(|s| !sticky(s.st_mode));
-            let joined = here.clone().filter(isolates).unwrap_or_else(|| part.joined.clone());
-            parts.push(Part { here, joined, ..part.clone() });
-        }
+        let core = open_beneath(self.core_dir(), name)?.ok_or_else(|| no_child(name))?;
+        Ok(self.below_here(name, core))
+    }
+
+    fn below_here(&self, name: &str, core: OwnedFd) -> Self {
         let mut path = self.path.clone();
         path.push(name.to_owned());
-        Ok(Self { parts, path })
+        Self::at(self.tree.clone(), Arc::new(core), path)
     }
 
     /// The pids in the node alone, sorted, each once, as the reader's pid namespace shows them. v1 lists the pid of a
@@ -314,13 +375,12 @@ impl Node {
     /// # Errors
     /// As open(2).
     pub fn join_files(&self) -> Result<Vec<OwnedFd>> {
-        let open = |part: &Part| {
-            let file = part.join_file();
-            Dir(part.joined.as_fd())
-                .open(file, OFlag::O_WRONLY)
-                .map_err(|e| explain(&format!("opening {file} of {}", part.name), file, e))
+        let open = |(hierarchy, part): (&Hierarchy, Part)| {
+            let file = hierarchy.join_file();
+            let opened = Dir(part.joined.as_fd()).open(file, OFlag::O_WRONLY);
+            opened.map_err(|e| explain(&format!("opening {file} of {}", hierarchy.name), file, e))
         };
-        self.parts.iter().rev().map(open).collect()
+        self.parts()?.into_iter().map(open).collect()
     }
 
     /// Moves a thread into the node, in every hierarchy. v2 moves processes as a whole: `tid` has to be a pid then.
@@ -330,7 +390,7 @@ impl Node {
     /// [`airlock_wire::error::Kind::Unsupported`] for a v2 thread that is no process. The thread may be in some of the
     /// hierarchies then.
     pub fn enter(&self, tid: i32) -> Result<()> {
-        self.move_in(tid, Part::join_file)
+        self.move_in(tid, Hierarchy::join_file)
     }
 
     /// Moves a process with all its threads into the node, in every hierarchy. With v1 that takes the kernel milliseconds.
@@ -341,20 +401,20 @@ impl Node {
         self.move_in(pid, |_| "cgroup.procs")
     }
 
-    fn move_in(&self, id: i32, file: impl Fn(&Part) -> &'static str) -> Result<()> {
+    fn move_in(&self, id: i32, file: impl Fn(&Hierarchy) -> &'static str) -> Result<()> {
         // The core comes last: who is listed in the node is in all of it.
-        for part in self.parts.iter().rev() {
-            let file = file(part);
+        for (hierarchy, part) in self.parts()? {
+            let file = file(hierarchy);
             let written = Dir(part.joined.as_fd()).write(file, &id.to_string());
             written.map_err(|e| match e {
                 Errno::ESRCH => Error::no_such_entity(format!("there is no thread {id}")),
-                Errno::EOPNOTSUPP | Errno::EINVAL if part.v2 => Error::unsupported(format!(
+                Errno::EOPNOTSUPP | Errno::EINVAL if hierarchy.v2 => Error::unsupported(format!(
                     "moving thread {id}: cgroup v2 moves whole processes into such a cgroup; give the process' id"
                 )),
-                Errno::EBUSY if part.v2 => Error::invalid_state(format!(
+                Errno::EBUSY if hierarchy.v2 => Error::invalid_state(format!(
                     "moving {id}: the cgroup hands controllers on to those below it, so cgroup v2 lets no process in"
                 )),
-                e => explain(&format!("moving {id} into {}", part.name), file, e),
+                e => explain(&format!("moving {id} into {}", hierarchy.name), file, e),
             })?;
         }
         Ok(())
@@ -369,12 +429,12 @@ impl Node {
         if self.v2() {
             return resources::apply_dir(true, "", self.core_dir(), given);
         }
-        let own: Vec<&Part> = self.parts.iter().filter(|p| p.own()).collect();
-        resources::check_v1(own.iter().map(|p| p.name.as_str()), given)?;
+        let own: Vec<_> = self.parts()?.into_iter().filter(|(_, part)| part.own()).collect();
+        resources::check_v1(own.iter().map(|(hierarchy, _)| hierarchy.name.as_str()), given)?;
         let needed = resources::needed_v1(given);
-        for part in own {
-            if part.name.split(',').any(|c| needed.contains(&c)) {
-                resources::apply_dir(false, &part.name, part.joined.as_fd(), given)?;
+        for (hierarchy, part) in own {
+            if hierarchy.name.split(',').any(|c| needed.contains(&c)) {
+                resources::apply_dir(false, &hierarchy.name, part.joined.as_fd(), given)?;
             }
         }
         Ok(())
@@ -391,9 +451,9 @@ impl Node {
     /// The node as the cgroup of a container of the loader.
     ///
     /// # Errors
-    /// As dup(2).
+    /// As dup(2) and opening a directory.
     pub fn cgroup(&self) -> Result<Cgroup> {
-        if self.v2() && self.parts.len() == 1 {
+        if self.v2() && self.tree.others.is_empty() {
             let dir = || self.core_dir().try_clone_to_owned();
             let named = [CgroupFds::V2_LEAF, CgroupFds::V2_LIMITS];
             let dirs = named.map(|name| Ok((name.to_owned(), dir()?))).into_iter().collect::<Result<_>>()?;
@@ -403,8 +463,11 @@ impl Node {
     }
 
     fn cgroup_of(&self, wanted: impl Fn(&Part) -> bool) -> Result<Cgroup> {
-        let parts = self.parts.iter().filter(|p| wanted(p));
-        let dup = |p: &Part| Ok((p.name.clone(), p.joined.as_fd().try_clone_to_owned()?));
+        let parts = self.parts()?;
+        let parts = parts.into_iter().filter(|(_, part)| wanted(part));
+        let dup = |(hierarchy, part): (&Hierarchy, Part)| {
+            Ok((hierarchy.name.clone(), part.joined.as_fd().try_clone_to_owned()?))
+        };
         Cgroup::new(false, parts.map(dup).collect::<Result<_>>()?)
     }
 }
@@ -423,16 +486,19 @@ pub fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
+fn is_directory(mode: u32) -> bool {
+    mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits()
+}
+
 fn sticky(mode: u32) -> bool {
-    Mode::from_bits_truncate(mode).contains(UNFINISHED)
-        && mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits()
+    is_directory(mode) && Mode::from_bits_truncate(mode).contains(UNFINISHED)
 }
 
 fn no_child(name: &str) -> Error {
     Error::no_such_entity(format!("there is no cgroup {name:?}"))
 }
 
-/// Opens the directory `name` in `dir`; `None` when there is none.
+/// Opens the directory at `name`, one or more plain names, below `dir`; `None` when there is none.
 fn open_beneath(dir: BorrowedFd<'_>, name: &str) -> Result<Option<OwnedFd>> {
     let inside =
         ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV;

@@ -56,11 +56,20 @@ pub(super) fn refuse_unimplemented(spec: &ContainerSpec) -> Result<()> {
             kmem_charge_usage == Some(false),
             "the kernel always charges its memory",
         ),
-        ("network", spec.network.is_some() && no_host, "networks are isolated with virtual_host.network"),
+        (
+            "network",
+            spec.network.is_some(),
+            "it has no fields, and networks are isolated by containers of airlock",
+        ),
         ("monitoring", spec.monitoring.is_some(), never),
         ("filesystem.fd_limit", filesystem.fd_limit.is_some(), never),
         ("filesystem.mounts", filesystem.mounts.is_some(), never),
         ("virtual_host.virtual_hostname", host.virtual_hostname.is_some(), never),
+        (
+            "virtual_host",
+            !no_host,
+            "run a container of airlock whose linux.cgroupsPath is in this tree: it is a container here as well",
+        ),
         (
             "security_spec",
             spec.security_spec.is_some(),

@@ -1,13 +1,11 @@
 //! What the container API needs from where it is served.
 #![forbid(unsafe_code)]
 
-use super::Name;
 use crate::cgroup::delegate;
 use crate::cgroup::files::Dir;
 use crate::cgroup::resources::devices::{self, Rule};
 use crate::cgroup::resources::devices_bpf;
 use crate::cgroup::tree::Node;
-use airlock_wire::api::container::spec::ContainerSpec;
 use airlock_wire::error::Result;
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
@@ -94,28 +92,4 @@ pub trait Place: Debug + Send + Sync {
 
     /// The pid of the system's init, as the server sees it.
     fn init_pid(&self) -> i32;
-
-    /// Virtual hosts, if they can be made here.
-    fn hosts(&self) -> Option<&dyn VirtualHosts>;
-}
-
-/// Containers with processes, IPC and mounts of their own.
-pub trait VirtualHosts: Debug + Send + Sync {
-    /// Makes the virtual host of a container whose cgroup exists already, with its first process. The node is its.
-    ///
-    /// # Errors
-    /// What cannot be made, by name; nothing is left then.
-    fn create(&self, name: &Name, node: &Node, spec: &ContainerSpec) -> Result<()>;
-
-    /// The pid of its first process, as the server sees it; `None` for a container without a virtual host.
-    ///
-    /// # Errors
-    /// Its state cannot be read.
-    fn init_pid(&self, name: &Name) -> Result<Option<i32>>;
-
-    /// Removes what is left of the virtual hosts of a container and those below it, whose processes have been killed.
-    ///
-    /// # Errors
-    /// What cannot be removed.
-    fn destroy(&self, name: &Name) -> Result<()>;
 }

@@ -83,13 +83,13 @@ impl Plan {
     /// The first that is refused, naming file and value; earlier ones stay.
     pub(super) fn write(&self, node: &Node, parent: &Node) -> Result<()> {
         for file in &self.inherited {
-            let (Some(dir), Some(above)) = (node.dir("cpuset"), parent.nearest("cpuset")) else { continue };
+            let (Some(dir), Some(above)) = (node.dir("cpuset")?, parent.nearest("cpuset")?) else { continue };
             let value = crate::cgroup::files::Files::read(&Dir(above), file).unwrap_or_default();
             set(&Dir(dir), file, value.trim())?;
         }
         node.apply(&self.resources)?;
         for (controller, file, value) in &self.more {
-            if let Some(dir) = node.dir(controller) {
+            if let Some(dir) = node.dir(controller)? {
                 set(&Dir(dir), file, value)?;
             }
         }

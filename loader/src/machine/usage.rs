@@ -65,13 +65,13 @@ fn cpu(stats: &Stats, full: bool) -> CpuStats {
 }
 
 fn memory(node: &Node, stats: &Stats, above: &[Node], full: bool) -> Result<MemoryStats> {
-    let Some(dir) = node.dir("memory") else { return Ok(MemoryStats::default()) };
+    let Some(dir) = node.dir("memory")? else { return Ok(MemoryStats::default()) };
     let v2 = node.v2();
     let raw = &stats.memory.raw;
     let get = |name: &str| raw.get(name).copied();
     let own = stats.memory.usage.limit;
     let mut effective = get("hierarchical_memory_limit").unwrap_or(own);
-    for outer in above.iter().filter(|_| v2).filter_map(|n| n.dir("memory")) {
+    for outer in above.iter().filter(|_| v2).map(Node::core_dir) {
         effective = effective.min(number(outer, "memory.max")?.unwrap_or(u64::MAX));
     }
     let reservation = number(dir, if v2 { "memory.low" } else { "memory.soft_limit_in_bytes" })?;
@@ -200,8 +200,10 @@ fn numa(dir: BorrowedFd<'_>, v2: bool) -> Result<Option<NumaStats>> {
 pub(super) fn spec_of(node: &Node) -> Result<ContainerSpec> {
     let mut spec = ContainerSpec::default();
     let v2 = node.v2();
-    let has = |controller: &str, file: &str| node.dir(controller).filter(|dir| Dir(*dir).exists(file));
-    if let Some(dir) = has("cpu", if v2 { "cpu.weight" } else { "cpu.shares" }) {
+    let has = |controller: &str, file: &str| -> Result<Option<BorrowedFd<'_>>> {
+        Ok(node.dir(controller)?.filter(|dir| Dir(*dir).exists(file)))
+    };
+    if let Some(dir) = has("cpu", if v2 { "cpu.weight" } else { "cpu.shares" })? {
         let mut cpu = CpuSpec::default();
         if !v2 {
             cpu.limit = number(dir, "cpu.shares")?.map(|n| n * 1000 / 1024);
@@ -214,14 +216,14 @@ pub(super) fn spec_of(node: &Node) -> Result<ContainerSpec> {
                 cpu.max_limit = Some(quota.saturating_mul(1000) / period);
             }
         }
-        if let Some(dir) = node.dir("cpuset")
+        if let Some(dir) = node.dir("cpuset")?
             && let Ok(list) = Dir(dir).read("cpuset.cpus")
         {
             cpu.mask = Some(cpu_mask(&list)).filter(|mask| !mask.data.is_empty());
         }
         spec.cpu = Some(cpu);
     }
-    if let Some(dir) = has("memory", if v2 { "memory.max" } else { "memory.limit_in_bytes" }) {
+    if let Some(dir) = has("memory", if v2 { "memory.max" } else { "memory.limit_in_bytes" })? {
         let bytes = |v1: &str, name: &str| number(dir, if v2 { name } else { v1 });
         spec.memory = Some(MemorySpec {
             limit: bytes("memory.limit_in_bytes", "memory.max")?.map(limit),
@@ -231,15 +233,15 @@ pub(super) fn spec_of(node: &Node) -> Result<ContainerSpec> {
             ..MemorySpec::default()
         });
     }
-    if let Some(dir) = has("pids", "pids.max") {
+    if let Some(dir) = has("pids", "pids.max")? {
         spec.children_limit = number(dir, "pids.max")?.map(limit);
     }
-    if has(if v2 { "io" } else { "blkio" }, if v2 { "io.max" } else { "blkio.throttle.read_bps_device" })
+    if has(if v2 { "io" } else { "blkio" }, if v2 { "io.max" } else { "blkio.throttle.read_bps_device" })?
         .is_some()
     {
         spec.blockio = Some(BlockIoSpec::default());
     }
-    if !v2 && has("devices", "devices.list").is_some() {
+    if !v2 && has("devices", "devices.list")?.is_some() {
         spec.device = Some(DeviceSpec::default());
     }
     Ok(spec)

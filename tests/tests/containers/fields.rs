@@ -155,6 +155,10 @@ fn what_nobody_implements_is_refused_by_name() {
             json!({"filesystem": {"mounts": {"mount": [{"source": "/a", "target": "/b"}]}}}),
         ),
         ("virtual_host.virtual_hostname", json!({"virtual_host": {"virtual_hostname": "x"}})),
+        (
+            "virtual_host",
+            json!({"virtual_host": {"init": {"init_argv": ["/bin/sh"]}}, "filesystem": {"rootfs": "/"}}),
+        ),
         ("security_spec", json!({"security_spec": {"apparmor_profile": {"name": "x"}}})),
     ] {
         refused(&machine, &mut c, &spec, &format!("UNIMPLEMENTED: {field}: "));

@@ -98,6 +98,28 @@ fn a_sandbox_has_a_tree_of_its_own() {
 }
 
 #[test]
+fn a_container_of_airlock_is_in_the_tree_of_its_cgroups() {
+    need!("busybox");
+    need_v1!();
+    let machine = Machine::new();
+    let (state, id) = (State::new(), unique("c"));
+    let mut c = machine.caller();
+    create(&mut c, "/web", json!({"memory": {"limit": 134_217_728}}));
+    let _bundle = sandbox(&state, &format!("{}/web/host", machine.root), &id);
+    let inner = format!("/web/host/airlock-{id}");
+    let list = c.ok("Container.ListSubcontainers", &json!({"name": "/web", "policy": "LIST_RECURSIVE"}), &[]);
+    assert_eq!(list, json!(["/web/host", inner]));
+    assert_eq!(numbers(&c.ok("Container.ListProcesses", &name(&inner), &[])).len(), 1);
+    assert!(c.ok("Container.Stats", &name("/web"), &[])["memory"]["usage"].as_i64().unwrap() > 0);
+    c.ok("Container.Pause", &name(&inner), &[]);
+    assert_eq!(state.status(&id), "paused");
+    c.ok("Container.Resume", &name(&inner), &[]);
+    state.ok(["delete", "--force", &id]);
+    c.ok("ContainerApi.Destroy", &name("/web"), &[]);
+    assert!(machine.left().is_empty());
+}
+
+#[test]
 fn containers_of_v2() {
     need!("busybox", "unshare");
     let prepare = "umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup";

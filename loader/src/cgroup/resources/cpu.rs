@@ -145,17 +145,32 @@ pub fn set_cpuset(files: &dyn Files, cpu: &LinuxCpu) -> Result<()> {
     Ok(())
 }
 
-/// Gives a new v1 cpuset its parent's CPUs and memory nodes: it is empty, and nobody can join an empty one. What it has
-/// already stays.
+/// The files of a v1 cpuset without which nobody can join.
+const CPUSET: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+
+fn read_cpuset(files: &dyn Files, file: &str) -> Result<String> {
+    let text = files.read(file).map_err(|e| explain(&format!("reading {file}"), file, e))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Gives a v1 cpuset its parent's CPUs and memory nodes: a new one is empty, and nobody can join it. What it has already
+/// stays.
 ///
 /// # Errors
 /// As reading and writing control files.
 pub fn inherit_cpuset(parent: &dyn Files, dir: &dyn Files) -> Result<()> {
-    for file in ["cpuset.cpus", "cpuset.mems"] {
-        let failed = |e| explain(&format!("reading {file}"), file, e);
-        if dir.read(file).map_err(failed)?.trim().is_empty() {
-            set(dir, file, parent.read(file).map_err(failed)?.trim())?;
+    for file in CPUSET {
+        if read_cpuset(dir, file)?.is_empty() {
+            set(dir, file, read_cpuset(parent, file)?)?;
         }
     }
     Ok(())
+}
+
+/// As [`inherit_cpuset`], for one that has just been made.
+///
+/// # Errors
+/// As reading and writing control files.
+pub fn fill_new_cpuset(parent: &dyn Files, dir: &dyn Files) -> Result<()> {
+    CPUSET.iter().try_for_each(|file| set(dir, file, read_cpuset(parent, file)?))
 }

@@ -1,10 +1,10 @@
 //! Making and removing nodes.
 #![forbid(unsafe_code)]
 
-use super::{MAX_DEPTH, Node, Part, UNFINISHED, check_name, no_child, open_beneath, sticky};
+use super::{Hierarchy, MAX_DEPTH, Node, Part, UNFINISHED, check_name, no_child, open_beneath, sticky};
 use crate::cgroup::files::{Dir, Files, explain};
 use crate::cgroup::{control, remove_tree, resources::cpu};
-use airlock_wire::error::{Error, Result};
+use airlock_wire::error::{Error, Kind, Result};
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -66,27 +66,29 @@ impl Node {
             )));
         }
         self.hand_on(controllers)?;
-        self.clear_remains(name)?;
-        let core = make_dir(self.core_dir(), name, MODE | UNFINISHED)?
-            .ok_or_else(|| Error::invalid_state(format!("cgroup {name:?} exists already")))?;
-        let mut node = Self { parts: self.parts.clone(), path: self.path.clone() };
-        node.path.push(name.to_owned());
-        let core = Arc::new(core);
-        // From here on dropping it removes it all.
-        let mut making = Making { node, parent: self.clone(), kept: false };
-        for (index, (part, above)) in making.node.parts.iter_mut().zip(&self.parts).enumerate() {
-            let wanted = !part.v2 && controllers.iter().any(|c| part.has(c));
-            part.here = if index == 0 {
-                Some(core.clone())
-            } else if wanted {
-                Some(Arc::new(make_part(above, &self.path, name)?))
-            } else {
-                None
-            };
-            if let Some(here) = &part.here {
-                part.joined = here.clone();
+        let core = match make_dir(self.core_dir(), name, MODE | UNFINISHED)? {
+            Some(core) => core,
+            None => {
+                self.clear_remains(name)?;
+                make_dir(self.core_dir(), name, MODE | UNFINISHED)?
+                    .ok_or_else(|| Error::invalid_state(format!("cgroup {name:?} exists already")))?
             }
+        };
+        // From here on dropping it removes it all.
+        let making = Making { node: self.below_here(name, core), parent: self.clone(), kept: false };
+        let mut parts = Vec::with_capacity(self.tree.others.len());
+        for (index, hierarchy) in self.tree.others.iter().enumerate() {
+            let wanted = controllers.iter().any(|c| hierarchy.has(c));
+            parts.push(if wanted {
+                let here = Arc::new(make_part(hierarchy, &making.node.path)?);
+                Part { here: Some(here.clone()), joined: here }
+            } else {
+                let above = self.others()?.get(index).map(|p| p.joined.clone());
+                Part { here: None, joined: above.unwrap_or_else(|| hierarchy.base.clone()) }
+            });
         }
+        // It is new: nobody has looked for them.
+        let _ = making.node.others.set(parts);
         Ok(making)
     }
 
@@ -102,7 +104,7 @@ impl Node {
             return Ok(());
         }
         // The way down to here has to hand them on as well.
-        let mut dir = self.core().base.clone();
+        let mut dir = self.tree.core.base.clone();
         for name in self.path.iter().map(Some).chain([None]) {
             enable(&Dir(dir.as_fd()), controllers)?;
             if let Some(name) = name {
@@ -148,18 +150,20 @@ impl Node {
     /// [`airlock_wire::error::Kind::NoSuchEntity`] when there is none, [`airlock_wire::error::Kind::InvalidState`] naming
     /// the processes that are left.
     pub fn remove_child(&self, name: &str, deadline: Instant) -> Result<()> {
-        self.child(name)?;
+        check_name(name)?;
+        if !self.finished(name) {
+            return Err(no_child(name));
+        }
         self.remove_by(name, deadline)
     }
 
     fn remove_by(&self, name: &str, deadline: Instant) -> Result<()> {
         check_name(name)?;
-        for part in self.parts.iter().rev() {
-            if let Some(parent) = &part.here {
-                remove_dir(parent.as_fd(), name, deadline)?;
-            }
+        let path = self.path.iter().map(String::as_str).chain([name]).collect::<Vec<_>>().join("/");
+        for hierarchy in &self.tree.others {
+            remove_dir(hierarchy.base.as_fd(), &path, deadline)?;
         }
-        Ok(())
+        remove_dir(self.core_dir(), name, deadline)
     }
 }
 
@@ -200,46 +204,55 @@ fn make_dir(parent: BorrowedFd<'_>, name: &str, mode: Mode) -> Result<Option<Own
 }
 
 /// Makes a node's directory in one further hierarchy, and the passages to it.
-fn make_part(above: &Part, path: &[String], name: &str) -> Result<OwnedFd> {
-    let parent = match &above.here {
-        Some(here) => here.clone(),
-        None => Arc::new(make_passages(above, path)?),
+fn make_part(hierarchy: &Hierarchy, path: &[String]) -> Result<OwnedFd> {
+    let base = hierarchy.base.as_fd();
+    let (full, above) = (path.join("/"), path.get(..path.len().saturating_sub(1)).unwrap_or_default());
+    let made = match make_dir(base, &full, MODE) {
+        Err(e) if e.kind == Kind::NoSuchEntity => {
+            make_passages(hierarchy, above)?;
+            make_dir(base, &full, MODE)?
+        }
+        made => made?,
     };
-    let dir = match make_dir(parent.as_fd(), name, MODE)? {
+    let dir = match made {
         Some(dir) => dir,
         None => {
             // The core has no node of that name: this was left by one that is gone.
-            remove_dir(parent.as_fd(), name, Instant::now() + Duration::from_secs(1))?;
-            make_dir(parent.as_fd(), name, MODE)?.ok_or_else(|| {
-                Error::invalid_state(format!("cgroup {name:?} exists already in {}", above.name))
+            remove_dir(base, &full, Instant::now() + Duration::from_secs(1))?;
+            make_dir(base, &full, MODE)?.ok_or_else(|| {
+                Error::invalid_state(format!("cgroup {full:?} exists already in {}", hierarchy.name))
             })?
         }
     };
-    inherit(above, parent.as_fd(), dir.as_fd())?;
+    inherit(hierarchy, above, &dir)?;
     Ok(dir)
 }
 
-fn make_passages(above: &Part, path: &[String]) -> Result<OwnedFd> {
-    let mut dir = above.base.try_clone()?;
-    for name in path {
-        let next = match open_beneath(dir.as_fd(), name)? {
-            Some(next) => next,
-            None => match make_dir(dir.as_fd(), name, MODE | UNFINISHED)? {
-                Some(next) => {
-                    inherit(above, dir.as_fd(), next.as_fd())?;
-                    next
-                }
-                // Made by another node's child meanwhile.
-                None => open_beneath(dir.as_fd(), name)?.ok_or_else(|| no_child(name))?,
-            },
-        };
-        dir = next;
+fn make_passages(hierarchy: &Hierarchy, path: &[String]) -> Result<()> {
+    for length in 1..=path.len() {
+        let names = path.get(..length).unwrap_or_default();
+        // One that exists is another's way as well.
+        if let Some(dir) = make_dir(hierarchy.base.as_fd(), &names.join("/"), MODE | UNFINISHED)? {
+            inherit(hierarchy, path.get(..length - 1).unwrap_or_default(), &dir)?;
+        }
     }
-    Ok(dir)
+    Ok(())
 }
 
-fn inherit(part: &Part, parent: BorrowedFd<'_>, dir: BorrowedFd<'_>) -> Result<()> {
-    if part.has("cpuset") { cpu::inherit_cpuset(&Dir(parent), &Dir(dir)) } else { Ok(()) }
+/// Gives a new v1 cpuset what the one at `above` has.
+fn inherit(hierarchy: &Hierarchy, above: &[String], dir: &OwnedFd) -> Result<()> {
+    if !hierarchy.has("cpuset") {
+        return Ok(());
+    }
+    let opened;
+    let parent = if above.is_empty() {
+        hierarchy.base.as_fd()
+    } else {
+        let name = above.join("/");
+        opened = open_beneath(hierarchy.base.as_fd(), &name)?.ok_or_else(|| no_child(&name))?;
+        opened.as_fd()
+    };
+    cpu::fill_new_cpuset(&Dir(parent), &Dir(dir.as_fd()))
 }
 
 /// Removes a directory and all below it, waiting for processes that are ending. One that is not there is no error.

@@ -50,7 +50,7 @@ impl Node {
     /// Processes that somebody has moved out of the core hierarchy alone.
     fn strays(&self) -> Result<Vec<i32>> {
         let mut all = Vec::new();
-        for dir in self.parts.iter().skip(1).filter_map(|p| p.here.as_ref()) {
+        for dir in self.others()?.iter().filter_map(|p| p.here.as_ref()) {
             all.extend(control::processes(dir.as_fd())?);
         }
         Ok(control::sorted(all))

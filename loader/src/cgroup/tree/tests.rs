@@ -75,7 +75,7 @@ fn a_node_has_directories_where_it_isolates() {
     assert!(
         ["freezer", "memory", "cpu", "cpuset"].iter().all(|h| roots.has(h, "a")) && !roots.has("pids", "a")
     );
-    assert!(a.dir("memory").is_some() && a.dir("pids").is_none());
+    assert!(a.dir("memory").unwrap().is_some() && a.dir("pids").unwrap().is_none());
     a.apply(&memory(8 << 20)).unwrap();
     assert_eq!(root.child("a").unwrap().stats().unwrap().memory.usage.limit, 8 << 20);
     let error = a.apply(&serde_json::from_str(r#"{"pids": {"limit": 5}}"#).unwrap()).unwrap_err();
@@ -83,7 +83,7 @@ fn a_node_has_directories_where_it_isolates() {
 
     // A child of one that does not isolate is below a passage.
     let b = a.make_child("b", &["pids"]).unwrap().keep().unwrap();
-    assert!(roots.has("pids", "a/b") && root.child("a").unwrap().dir("pids").is_none());
+    assert!(roots.has("pids", "a/b") && root.child("a").unwrap().dir("pids").unwrap().is_none());
     let mut child = sleeper();
     b.enter(pid(&child)).unwrap();
     let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", pid(&child))).unwrap();

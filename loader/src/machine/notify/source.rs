@@ -59,7 +59,7 @@ impl Source {
                 ));
             }
             (Event::Oom, true) => {
-                let dir = node.dir("memory").ok_or_else(not_isolated)?;
+                let dir = node.dir("memory")?.ok_or_else(not_isolated)?;
                 let events = Dir(dir).open("memory.events", OFlag::O_RDONLY).map_err(|e| match e {
                     Errno::ENOENT => not_isolated(),
                     e => explain("opening memory.events", "memory.events", e),
@@ -148,7 +148,7 @@ fn not_isolated() -> Error {
 
 /// Has the kernel signal an eventfd for `file` (cgroup-v1 memory.txt, "Memory thresholds", "OOM Control").
 fn memory(node: &Node, file: &str, threshold: Option<u64>) -> Result<EventFd> {
-    let dir = node.dir("memory").ok_or_else(not_isolated)?;
+    let dir = node.dir("memory")?.ok_or_else(not_isolated)?;
     let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
     let control = Dir(dir).open(file, OFlag::O_RDONLY);
     let control = control.map_err(|e| explain(&format!("opening {file}"), file, e))?;

@@ -257,7 +257,7 @@ pub struct ContainerNotifyArgs {
     pub words: Vec<String>,
 }
 
-/// Show the pid of the init of the virtual host that a container is in, or of the machine's
+/// Show the pid of the system's init that a container has
 #[derive(Debug, Clone, Args)]
 pub struct ContainerInitPidArgs {
     #[command(flatten)]
