@@ -5,7 +5,6 @@
 use super::image::{Image, NewImage, parent_dir};
 use crate::process::wait_ended;
 use crate::state::{State, StateDir, Status};
-use crate::supervisor::Supervisor;
 use airlock_wire::api::airlock as api;
 use airlock_wire::api::checkpoint::{COMPRESSION_KEY, CheckpointArgs, Progress, Report, SaveOpts};
 use airlock_wire::api::types::{Base64, Empty};
@@ -81,8 +80,7 @@ pub type Watcher<'a> = &'a mut dyn FnMut(&Progress);
 /// If this process dies before the image is complete, the sandbox goes on and there is no image.
 ///
 /// # Errors
-/// `container does not exist`; it is not running, or not its sandbox's root container; a domain runs in it; what the sandbox
-/// says.
+/// `container does not exist`; it is not running, or not its sandbox's root container; what the sandbox says.
 pub fn checkpoint(
     dir: &StateDir,
     id: &str,
@@ -170,21 +168,11 @@ pub(super) fn running(dir: &StateDir, id: &str) -> Result<State> {
         )));
     }
     match dir.status(&state)? {
-        Status::Running | Status::Paused => {}
-        status => {
-            return Err(Error::invalid_state(format!(
-                "container {id:?}: container not running: it is {status}, and cannot be checkpointed"
-            )));
-        }
+        Status::Running | Status::Paused => Ok(state),
+        status => Err(Error::invalid_state(format!(
+            "container {id:?}: container not running: it is {status}, and cannot be checkpointed"
+        ))),
     }
-    let domains = Supervisor::new(dir, id)?.domains()?;
-    if let Some(domain) = domains.iter().find(|domain| !domain.cid.is_empty()) {
-        return Err(Error::unsupported(format!(
-            "sandbox {id} has a domain that runs ({:?}), whose processes cannot be saved: stop it first",
-            domain.domain
-        )));
-    }
-    Ok(state)
 }
 
 /// The sandbox process ends with its containers; whoever deletes, or looks at the state, must find that.

@@ -9,6 +9,7 @@ use super::start::run_poststart;
 use super::{CreateOptions, create, purge};
 use crate::podspec::Bundle;
 use crate::state::{State, StateDir, check_id};
+use crate::supervisor::Supervisor;
 use airlock_wire::error::{Error, Result};
 use memfd::{FileSeal, Memfd, MemfdOptions};
 use serde_json::Value;
@@ -62,6 +63,14 @@ pub fn fork(
     if let Some(other) = dir.list()?.iter().find(|other| further(other)) {
         return Err(Error::unsupported(format!(
             "fork: sandbox {id} has further containers ({other}): checkpoint it and restore its containers one by one"
+        )));
+    }
+    let domains = Supervisor::new(dir, id)?.domains()?;
+    if let Some(domain) = domains.iter().find(|domain| !domain.cid.is_empty()) {
+        return Err(Error::unsupported(format!(
+            "fork: sandbox {id} has a domain that runs ({:?}), which each fork would have to define: checkpoint it and restore \
+             it, or stop the domain first",
+            domain.domain
         )));
     }
     let config = dir.config(id)?;
