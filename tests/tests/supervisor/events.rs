@@ -81,7 +81,8 @@ fn a_reader_that_vanishes_is_let_go_and_one_that_never_reads_blocks_nobody() {
     for _ in 0..3 {
         drop(listen(&mut caller, &domain));
     }
-    wait::until("they are let go", || (leaks::descriptors(loader).len() == before).then_some(()));
+    // Fewer, when what started the domain had not let go of everything at the first count.
+    wait::until("they are let go", || (leaks::descriptors(loader).len() <= before).then_some(()));
     let _never = listen(&mut caller, &domain);
     for n in 0..20 {
         caller.ok("Supervisor.Exec", &exec(&domain, &format!("n{n}"), &["/bin/true"]), &[]);

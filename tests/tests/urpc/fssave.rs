@@ -147,7 +147,8 @@ fn containers_of_a_pod_are_saved_and_restored() {
     let stranger = member(&new, "other");
     let mut args = vec!["create", "--overlay2", "root:memory", "--bundle", stranger.text()];
     args.extend(image_option);
-    args.push("x");
+    let id_of_it = unique("stranger");
+    args.push(&id_of_it);
     let error = state.fails(args);
     assert!(error.contains("no filesystems restored for container"), "{error}");
     // Without --leave-running all of the pod ends, whoever was saved.
@@ -229,6 +230,7 @@ fn errors_are_gvisors_and_the_containers_go_on() {
     assert_eq!(plain.shell("echo alive"), "alive\n");
     // Images that are none, or of somebody else.
     let image = dir.path().join("image").display().to_string();
+    let copy = unique("fssave");
     let created = |expected: &str| {
         let args = [
             "create",
@@ -238,7 +240,7 @@ fn errors_are_gvisors_and_the_containers_go_on() {
             &image,
             "--bundle",
             bundle.text(),
-            "x",
+            &copy,
         ];
         let text = state.fails(args);
         assert!(text.contains(expected), "{text:?} instead of {expected:?}");
