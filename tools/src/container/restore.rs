@@ -11,7 +11,7 @@ use airlock_wire::api::airlock as api;
 use airlock_wire::api::checkpoint::{Report, RestoreArgs, RestoreOpts};
 use airlock_wire::api::types::Base64;
 use airlock_wire::client::Client;
-use airlock_wire::error::{Error, Result};
+use airlock_wire::error::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
@@ -114,8 +114,17 @@ impl Source {
         if let Some(dir) = log {
             write_log(&dir, "restore.log", &outcome);
         }
-        outcome.map_err(|e| e.context("restore"))
+        outcome.map_err(|e| explain(e).context("restore"))
     }
+}
+
+/// A sandbox that ends in the middle of a restore can say nothing more: the kernel may have taken it for the one that uses too
+/// much memory.
+fn explain(mut error: Error) -> Error {
+    if error.kind == Kind::Disconnected {
+        error.message += ": it was killed, by somebody or by the kernel (is memory short?)";
+    }
+    error
 }
 
 /// Without it the sandbox uses userfaultfd(2) itself, as far as the kernel lets it.
