@@ -254,7 +254,7 @@ fn errors_are_gvisors_and_the_containers_go_on() {
         created(expected);
     };
     altered("filesystems 1", "filesystems 9", "is of format");
-    altered("__no_name_0", "other", "no filesystems restored for container x");
+    altered("__no_name_0", "other", &format!("no filesystems restored for container {copy}"));
     altered(r#""section":0"#, r#""section":7"#, "filesystem at /");
     altered(r#""path":"/""#, r#""path":"/etc""#, "filesystem at /etc");
     std::fs::write(&manifest, "").unwrap();

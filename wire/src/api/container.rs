@@ -46,7 +46,7 @@ crate::methods! {
     UnregisterNotification: UnregisterArgs => Empty, errors "`NOT_FOUND`: the container has no such notification";
     /// Kills all processes in a container and below, then visitor threads.
     KillAll: ContainerName => Empty, errors "`NOT_FOUND`; `FAILED_PRECONDITION`: the root; `UNAVAILABLE`: a process does not end", blocks "until they have ended, 10 s at most";
-    /// The pid of the system's init; inside of a sandbox, of the root container's. (Of a virtual host it would be its own; there is none.)
+    /// The pid of the init: of a virtual host its own, else the system's; inside of a sandbox, the root container's.
     GetInitPid: ContainerName => i32, errors "`NOT_FOUND`";
 }
 
