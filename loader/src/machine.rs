@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod fields;
+mod hosts;
+mod list;
 mod locks;
 pub mod names;
 mod notify;
@@ -17,7 +19,7 @@ mod usage;
 
 pub use fields::Event;
 pub use names::Name;
-pub use place::{Place, Privileged, Program, Running};
+pub use place::{Place, Privileged, Program, Running, VirtualHosts};
 pub use unclaimed::Unclaimed;
 
 use crate::cgroup::files::Dir;
@@ -27,7 +29,7 @@ use crate::sys::xattr;
 use airlock_wire::api::container::spec::{CgroupHierarchy, ContainerSpec, EventSpec, InitSpec};
 use airlock_wire::api::container::stats::ContainerStats;
 use airlock_wire::api::container::status::Code;
-use airlock_wire::api::container::{ListPolicy, StatsType, UpdatePolicy};
+use airlock_wire::api::container::{StatsType, UpdatePolicy};
 use airlock_wire::error::{Error, Kind, Result};
 use locks::Locks;
 use nix::errno::Errno;
@@ -129,7 +131,7 @@ impl Machine {
     /// The first that cannot be removed.
     pub fn clear_remains(&self) -> Result<()> {
         let _alone = self.making.write().unwrap_or_else(PoisonError::into_inner);
-        self.root.sweep()
+        self.root.sweep().and_then(|()| self.sweep_hosts())
     }
 
     /// The name that `given` means to the process `caller`: relative to the container that it is in, or to the root when
@@ -167,7 +169,10 @@ impl Machine {
             let rest = path.strip_prefix(self.prefix.as_str())?;
             (rest.is_empty() || rest.starts_with('/')).then_some(rest)
         });
-        below.map(Name::of_path).ok_or_else(|| none("is in no container of this tree"))
+        let name = below.map(Name::of_path).ok_or_else(|| none("is in no container of this tree"))?;
+        // A leaf of a sandbox, which a virtual host has as well.
+        let in_leaf = name.parts().iter().any(|part| part.starts_with("airlock-"));
+        Ok(if in_leaf { self.owner_of(name) } else { name })
     }
 
     /// The nodes from the root to a container, and it.
@@ -209,8 +214,8 @@ impl Machine {
         let (above, last) = name.split().ok_or_else(exists)?;
         let _making = self.making.read().unwrap_or_else(PoisonError::into_inner);
         self.locks.with(name, true, || {
-            let parent = match self.way(&above) {
-                Ok((_, parent)) => parent,
+            let (further, parent) = match self.way(&above) {
+                Ok(way) => way,
                 Err(e) if e.kind == Kind::NoSuchEntity => {
                     return Err(Code::NotFound.error(format_args!(
                         "container \"{above}\" does not exist, so it cannot have a subcontainer"
@@ -221,11 +226,26 @@ impl Machine {
             if parent.child(last).is_ok() {
                 return Err(exists());
             }
+            hosts::outside(&[further, vec![parent.clone()]].concat(), "creating")?;
             let plan = Plan::new(spec, None, &self.root)?;
-            let made = parent.make_child(last, &plan.controllers);
+            let mut controllers: Vec<&str> = plan.controllers.clone();
+            let wanted = hosts::Making::new(self, name, spec)?;
+            if wanted.is_some() {
+                // Its sandbox has a directory everywhere: these then have limits, owners and an end with the container.
+                controllers.extend(self.root.others_have());
+            }
+            let made = parent.make_child(last, &controllers);
             let making = made.map_err(|e| if parent.gone() { no_container(&above) } else { e })?;
+            // On an error it is removed before the cgroup is.
+            let mut host = wanted;
+            host.as_mut().map_or(Ok(()), hosts::Making::create)?;
             self.settle(making.node(), &parent, spec, &plan)?;
-            making.keep().map(drop)
+            host.as_ref().map_or(Ok(()), hosts::Making::start)?;
+            making.keep()?;
+            if let Some(host) = host {
+                host.keep();
+            }
+            Ok(())
         })
     }
 
@@ -284,6 +304,7 @@ impl Machine {
                 if kill {
                     node.kill(deadline).map_err(unavailable)?;
                 }
+                self.remove_hosts(node)?;
                 let moment = deadline.min(Instant::now() + Duration::from_millis(200));
                 match parent.remove_child(last, moment) {
                     Ok(()) => break,
@@ -354,7 +375,8 @@ impl Machine {
         if let Some(bad) = tids.iter().find(|tid| **tid <= 0) {
             return Err(Code::InvalidArgument.error(format_args!("{bad} is no thread id")));
         }
-        self.on(name, false, |_, node| {
+        self.on(name, false, |above, node| {
+            hosts::no_entry(above, node)?;
             tids.iter().try_for_each(|tid| node.enter(*tid))?;
             self.entered(name);
             Ok(())
@@ -366,7 +388,8 @@ impl Machine {
     /// # Errors
     /// As [`Machine::enter`].
     pub fn enter_process(&self, name: &Name, pid: i32) -> Result<()> {
-        self.on(name, false, |_, node| {
+        self.on(name, false, |above, node| {
+            hosts::no_entry(above, node)?;
             node.enter_process(pid)?;
             self.entered(name);
             Ok(())
@@ -398,8 +421,17 @@ impl Machine {
         if let Some(bad) = program.env.iter().find(|e| !e.contains('=') || e.starts_with('=')) {
             return Err(Code::InvalidArgument.error(format_args!("environment: {bad:?} is not NAME=value")));
         }
-        self.on(name, false, |_, node| {
-            let running = self.place.run(node, program)?;
+        self.on(name, false, |above, node| {
+            hosts::outside(above, "running a program")?;
+            let running = match self.host_of([node]) {
+                // Its sandbox could not answer.
+                Some(_) if node.frozen()? => {
+                    return Err(Code::FailedPrecondition
+                        .error(format_args!("virtual host \"{name}\" is paused; resume it first")));
+                }
+                Some((hosts, cgroup)) => hosts.run(&cgroup, program)?,
+                None => self.place.run(node, program)?,
+            };
             self.entered(name);
             Ok(running)
         })
@@ -411,63 +443,6 @@ impl Machine {
     /// As [`Place::wait`].
     pub fn wait(&self, pid: i32, wait: &dyn Fn(BorrowedFd<'_>) -> Result<()>) -> Result<u32> {
         self.place.wait(pid, wait)
-    }
-
-    /// Names of the containers in a container, sorted (seed 003, `ListSubcontainers`).
-    ///
-    /// # Errors
-    /// `NOT_FOUND`.
-    pub fn subcontainers(&self, name: &Name, policy: ListPolicy) -> Result<Vec<Name>> {
-        fn list(node: &Node, name: &Name, policy: ListPolicy, all: &mut Vec<Name>) -> Result<()> {
-            for part in node.children()? {
-                let child = name.child(&part);
-                if policy == ListPolicy::ListRecursive {
-                    match node.child(&part) {
-                        Ok(node) => list(&node, &child, policy, all)?,
-                        Err(e) if e.kind == Kind::NoSuchEntity => continue,
-                        Err(e) => return Err(e),
-                    }
-                }
-                all.push(child);
-            }
-            Ok(())
-        }
-        self.on(name, false, |_, node| {
-            let mut all = Vec::new();
-            list(node, name, policy, &mut all)?;
-            all.sort_unstable();
-            Ok(all)
-        })
-    }
-
-    /// Thread ids in a container, ascending (seed 003, `ListThreads`).
-    ///
-    /// # Errors
-    /// `NOT_FOUND`.
-    pub fn threads(&self, name: &Name, policy: ListPolicy) -> Result<Vec<i32>> {
-        self.listed(name, |node| match policy {
-            ListPolicy::ListSelf => node.threads(),
-            ListPolicy::ListRecursive => node.threads_below(),
-        })
-    }
-
-    /// Process ids in a container, ascending (seed 003, `ListProcesses`).
-    ///
-    /// # Errors
-    /// `NOT_FOUND`.
-    pub fn processes(&self, name: &Name, policy: ListPolicy) -> Result<Vec<i32>> {
-        self.listed(name, |node| match policy {
-            ListPolicy::ListSelf => node.processes(),
-            ListPolicy::ListRecursive => node.processes_below(),
-        })
-    }
-
-    /// A listing that is empty may be that of a container which is gone.
-    fn listed(&self, name: &Name, list: impl FnOnce(&Node) -> Result<Vec<i32>>) -> Result<Vec<i32>> {
-        self.on(name, false, |_, node| match list(node) {
-            Ok(none) if none.is_empty() && node.gone() => Err(no_container(name)),
-            other => other,
-        })
     }
 
     /// Stops (`on`) or resumes all threads in a container and below (seed 003, `Pause` and `Resume`).
@@ -500,12 +475,15 @@ impl Machine {
         self.on(name, true, |_, node| node.kill(Instant::now() + END).map_err(unavailable))
     }
 
-    /// The system's init, as no container is a virtual host (seed 003, `GetInitPid`).
+    /// The init of the virtual host that a container is or is in; the system's outside of all (seed 003, `GetInitPid`).
     ///
     /// # Errors
-    /// `NOT_FOUND`.
+    /// `NOT_FOUND`; `FAILED_PRECONDITION` when the virtual host's init has ended.
     pub fn init_pid(&self, name: &Name) -> Result<i32> {
-        self.get(name).map(|()| self.place.init_pid())
+        self.on(name, false, |above, node| match self.host_of(above.iter().chain([node])) {
+            Some((hosts, cgroup)) => hosts.init_pid(&cgroup),
+            None => Ok(self.place.init_pid()),
+        })
     }
 
     /// Has records written to `out` when something happens to a container (seed 003, `RegisterNotification`).

@@ -11,6 +11,8 @@ mod events;
 mod faults;
 #[path = "containers/fields.rs"]
 mod fields;
+#[path = "containers/hosts.rs"]
+mod hosts;
 #[path = "containers/places.rs"]
 mod places;
 

@@ -5,13 +5,16 @@
 
 #![forbid(unsafe_code)]
 
+mod hosts;
 mod tree;
 
 use crate::files::{listen_unix, private_file};
+use crate::sandbox::SandboxOptions;
+use crate::state::StateDir;
 use airlock_controller::container_api::{self, Source};
 use airlock_loader::cgroup::tree::Node;
 use airlock_loader::container::Process;
-use airlock_loader::machine::{Machine, Place, Privileged, Program, Running, Unclaimed};
+use airlock_loader::machine::{Machine, Place, Privileged, Program, Running, Unclaimed, VirtualHosts};
 use airlock_loader::sys::process::pidfd_open;
 use airlock_loader::sys::spawn::spawn_in;
 use airlock_wire::api::airlock::Methods;
@@ -22,6 +25,7 @@ use airlock_wire::client::Client;
 use airlock_wire::error::{Error, Result};
 use airlock_wire::registry::Registry;
 use airlock_wire::{MethodInfo, Server, ServerOptions, api};
+use hosts::Hosts;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::fstat;
 use std::fs::File;
@@ -42,6 +46,10 @@ pub struct MachineOptions {
     pub cgroup: PathBuf,
     /// The socket; one that is left of a server which has ended is replaced.
     pub socket: PathBuf,
+    /// The state directory, which the sandboxes of virtual hosts are in.
+    pub states: PathBuf,
+    /// Which program becomes such a sandbox.
+    pub sandbox: SandboxOptions,
 }
 
 /// A server that listens and does not answer yet.
@@ -61,8 +69,8 @@ impl MachineServer {
     pub fn listen(options: &MachineOptions) -> Result<Self> {
         let root = tree::open(&options.cgroup)?;
         let alone = lock(&root, &options.socket)?;
-        let machine =
-            Arc::new(Machine::new(root, &options.cgroup.to_string_lossy(), Box::new(Host::default())));
+        let host = Host::new(StateDir::open(&options.states)?, options.sandbox.clone());
+        let machine = Arc::new(Machine::new(root, &options.cgroup.to_string_lossy(), Box::new(host)));
         machine.clear_remains().map_err(|e| e.context("clearing away containers that were not completed"))?;
         let listener = listen_unix(&options.socket)
             .map_err(|e| Error::from(e).context(format!("listen at {}", options.socket.display())))?;
@@ -108,9 +116,17 @@ fn lock(root: &Node, socket: &Path) -> Result<Flock<File>> {
 }
 
 /// This machine.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Host {
-    running: Unclaimed,
+    running: Arc<Unclaimed>,
+    hosts: Hosts,
+}
+
+impl Host {
+    fn new(states: StateDir, sandbox: SandboxOptions) -> Self {
+        let running = Arc::<Unclaimed>::default();
+        Self { hosts: Hosts::new(states, sandbox, running.clone()), running }
+    }
 }
 
 impl Place for Host {
@@ -173,6 +189,10 @@ impl Place for Host {
 
     fn init_pid(&self) -> i32 {
         1
+    }
+
+    fn hosts(&self) -> Option<&dyn VirtualHosts> {
+        Some(&self.hosts)
     }
 }
 

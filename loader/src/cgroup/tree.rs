@@ -272,6 +272,11 @@ impl Node {
         self.tree.core.has(controller) || self.tree.others.iter().any(|h| h.has(controller))
     }
 
+    /// The controllers of v1's hierarchies besides the core.
+    pub fn others_have(&self) -> impl Iterator<Item = &str> {
+        self.tree.others.iter().flat_map(|h| h.name.split(','))
+    }
+
     /// Names of the nodes directly below, unsorted. Those that are being made are left out, and directories whose names
     /// [`check_name`] does not take.
     ///

@@ -4,7 +4,7 @@
 use super::{ExecRequest, Loader};
 use crate::cgroup::leaf_name;
 use crate::cgroup::tree::Node;
-use crate::machine::{Machine, Place, Privileged, Program, Running, Unclaimed};
+use crate::machine::{Machine, Place, Privileged, Program, Running, Unclaimed, VirtualHosts};
 use crate::worker::CgroupWork;
 use airlock_wire::api::container::status::Code;
 use airlock_wire::error::{Error, Kind, Result};
@@ -110,5 +110,10 @@ impl Place for Inside {
 
     fn init_pid(&self) -> i32 {
         self.loader().and_then(|l| l.root()).ok().and_then(|root| root.init()).map_or(1, |init| init.pid)
+    }
+
+    fn hosts(&self) -> Option<&dyn VirtualHosts> {
+        // A sandbox opens nothing of the machine: neither a root for another one, nor the program that it would be.
+        None
     }
 }

@@ -37,7 +37,9 @@ pub(super) fn refuse_unimplemented(spec: &ContainerSpec) -> Result<()> {
     let filesystem = spec.filesystem.clone().unwrap_or_default();
     let host = spec.virtual_host.clone().unwrap_or_default();
     let no_host = spec.virtual_host.is_none();
+    let run = host.init.as_ref().and_then(|init| init.run_spec.clone()).unwrap_or_default();
     let never = "lmctfy never implemented it";
+    let no_apparmor = "no machine at hand has AppArmor to show that it works";
     let kernel = "the kernel has no such thing for a cgroup";
     let refused = [
         ("memory.eviction_priority", eviction_priority.is_some(), kernel),
@@ -66,15 +68,14 @@ pub(super) fn refuse_unimplemented(spec: &ContainerSpec) -> Result<()> {
         ("filesystem.mounts", filesystem.mounts.is_some(), never),
         ("virtual_host.virtual_hostname", host.virtual_hostname.is_some(), never),
         (
-            "virtual_host",
-            !no_host,
-            "run a container of airlock whose linux.cgroupsPath is in this tree: it is a container here as well",
+            "virtual_host.network",
+            host.network.is_some(),
+            "a virtual host has the machine's network; for another one run a container of airlock whose \
+             linux.cgroupsPath is in this tree",
         ),
-        (
-            "security_spec",
-            spec.security_spec.is_some(),
-            "no machine at hand has AppArmor to show that it works",
-        ),
+        ("virtual_host.init.run_spec.console", run.console.is_some(), never),
+        ("virtual_host.init.run_spec.apparmor_profile", run.apparmor_profile.is_some(), no_apparmor),
+        ("security_spec", spec.security_spec.is_some(), no_apparmor),
     ];
     if let Some((field, _, why)) = refused.iter().find(|(_, given, _)| *given) {
         return Err(Code::Unimplemented.error(format_args!("{field}: {why}; leave it out")));

@@ -10,6 +10,7 @@ use airlock_wire::error::Result;
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 
 /// A program to be run in a container.
 #[derive(Debug)]
@@ -92,4 +93,49 @@ pub trait Place: Debug + Send + Sync {
 
     /// The pid of the system's init, as the server sees it.
     fn init_pid(&self) -> i32;
+
+    /// What makes virtual hosts, where that is possible.
+    fn hosts(&self) -> Option<&dyn VirtualHosts>;
+}
+
+/// Makes the sandboxes of virtual hosts. Each is named by its container's cgroup, as `/proc/<pid>/cgroup` names that, and is
+/// found by it after the server was killed and started again.
+pub trait VirtualHosts: Debug + Send + Sync {
+    /// Makes the sandbox of a cgroup that exists: with namespaces of its own of pids, IPC, mounts and the host's name,
+    /// `rootfs` (absolute; the machine's `/` without) as its root, and an init that is not executed yet: `init`, or one that
+    /// does nothing if that is empty. What was left of one with the same name is removed first.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION`: there is no such directory or init. Call [`Self::remove`] then.
+    fn create(&self, cgroup: &str, rootfs: Option<&Path>, init: &[String]) -> Result<()>;
+
+    /// Executes its init.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION`: it cannot be executed.
+    fn start(&self, cgroup: &str) -> Result<()>;
+
+    /// As [`Place::run`], in its namespaces.
+    ///
+    /// # Errors
+    /// As that; `FAILED_PRECONDITION` when its init has ended.
+    fn run(&self, cgroup: &str, program: Program) -> Result<Running>;
+
+    /// The pid of its init, as the server sees it.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION` when that has ended.
+    fn init_pid(&self, cgroup: &str) -> Result<i32>;
+
+    /// Kills and removes it, and leaves the cgroup; one that is not there is no error.
+    ///
+    /// # Errors
+    /// It does not end.
+    fn remove(&self, cgroup: &str) -> Result<()>;
+
+    /// The cgroups of all, of other trees as well.
+    ///
+    /// # Errors
+    /// As reading a directory.
+    fn all(&self) -> Result<Vec<String>>;
 }

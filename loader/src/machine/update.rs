@@ -40,19 +40,33 @@ pub fn updated(now: &ContainerSpec, update: &ContainerSpec, policy: UpdatePolicy
     if latency(update).is_some_and(|new| Some(new) != latency(now)) {
         return Err(Code::InvalidArgument.error("cpu.scheduling_latency cannot be updated"));
     }
+    let new = by_policy(now, update, policy, &has, &wants)?;
+    if new.virtual_host != now.virtual_host || new.filesystem != now.filesystem {
+        return Err(Code::InvalidArgument.error("virtual_host and filesystem cannot be updated"));
+    }
+    Ok(new)
+}
+
+fn by_policy(
+    now: &ContainerSpec,
+    update: &ContainerSpec,
+    policy: UpdatePolicy,
+    has: &[&str],
+    wants: &[&str],
+) -> Result<ContainerSpec> {
     match policy {
         UpdatePolicy::UpdateDiff => merged(now, update),
         UpdatePolicy::UpdateReplace => {
             if let Some(lost) = has.iter().find(|name| !wants.contains(name)) {
                 return Err(Code::InvalidArgument.error(format_args!(
                     "an update that replaces has to have every resource that is isolated ({}): {lost} is missing",
-                    list(&has)
+                    list(has)
                 )));
             }
             let mut new = update.clone();
             // What cannot be updated stays; an owner always is somebody.
             if let Some(cpu) = &mut new.cpu {
-                cpu.scheduling_latency = latency(now);
+                cpu.scheduling_latency = now.cpu.as_ref().and_then(|cpu| cpu.scheduling_latency);
             }
             new.owner = new.owner.or(now.owner);
             new.owner_group = new.owner_group.or(now.owner_group);

@@ -1,6 +1,6 @@
-//! The init of a domain: a program that does nothing, for ever.
+//! The init of a domain or virtual host: a program that does nothing, for ever.
 //!
-//! It is PID 1 of the domain's pid namespace: it has the kernel reap what is left to it, and when it is killed, the kernel
+//! It is PID 1 of a pid namespace: it has the kernel reap what is left to it, and when it is killed, the kernel
 //! kills all others. It is built here, some 160 bytes of an ELF file in sealed memory, so that a domain needs no program for
 //! it in its root filesystem, and a checkpoint finds all that it is in an image.
 #![forbid(unsafe_code)]

@@ -18,7 +18,7 @@
 mod define;
 pub mod events;
 mod filters;
-mod idle;
+pub mod idle;
 mod logs;
 mod metrics;
 pub mod outlet;

@@ -155,9 +155,14 @@ fn what_nobody_implements_is_refused_by_name() {
             json!({"filesystem": {"mounts": {"mount": [{"source": "/a", "target": "/b"}]}}}),
         ),
         ("virtual_host.virtual_hostname", json!({"virtual_host": {"virtual_hostname": "x"}})),
+        ("virtual_host.network", json!({"virtual_host": {"network": {"interface": "eth0"}}})),
         (
-            "virtual_host",
-            json!({"virtual_host": {"init": {"init_argv": ["/bin/sh"]}}, "filesystem": {"rootfs": "/"}}),
+            "virtual_host.init.run_spec.console",
+            json!({"virtual_host": {"init": {"run_spec": {"console": {"slave_pty": "0"}}}}}),
+        ),
+        (
+            "virtual_host.init.run_spec.apparmor_profile",
+            json!({"virtual_host": {"init": {"run_spec": {"apparmor_profile": "x"}}}}),
         ),
         ("security_spec", json!({"security_spec": {"apparmor_profile": {"name": "x"}}})),
     ] {

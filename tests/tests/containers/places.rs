@@ -197,6 +197,11 @@ fn containers_of_v2_inside() {
             assert!(text.starts_with(&format!("UNIMPLEMENTED: the {controller} controller")), "{text}");
         }
     }
+    create(&mut c, "/host", json!({"virtual_host": {}}));
+    let (text, status) =
+        output(&mut c, "/host", &["/bin/sh", "-c", "tr '\\0' '\\n' </proc/1/cmdline; exit 6"]);
+    assert_eq!((text.as_str(), status), ("airlock-init\n", 6 << 8));
+    c.ok("ContainerApi.Destroy", &name("/host"), &[]);
     let fd = std::io::pipe().unwrap().1;
     let threshold = json!({"name": "/a", "spec": {"memory_threshold": {"usage": 4096}}});
     assert!(

@@ -16,7 +16,7 @@ const OWN: [&str; 3] = ["/proc", "/sys", "/dev"];
 const PRIVATE: [&str; 2] = ["/run", "/tmp"];
 
 /// Capabilities of root in the sandbox: what programs of a distribution expect, nothing that reaches the host.
-const CAPABILITIES: [&str; 12] = [
+pub(crate) const CAPABILITIES: [&str; 12] = [
     "CAP_AUDIT_WRITE",
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -30,6 +30,40 @@ const CAPABILITIES: [&str; 12] = [
     "CAP_SETUID",
     "CAP_SYS_CHROOT",
 ];
+
+/// What of the system nobody in a sandbox is to see.
+pub(crate) const MASKED: [&str; 10] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+];
+/// What of the system nobody in a sandbox is to change.
+pub(crate) const READ_ONLY: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// The entries of a configuration for file systems of the kernel, of which a sandbox has its own.
+pub(crate) fn system_mounts() -> Vec<Value> {
+    let mount = |place: &str, kind: &str, options: &[&str]| json!({"destination": place, "type": kind, "source": kind, "options": options});
+    vec![
+        mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+    ]
+}
 
 /// A command to be run over the host's files, which it can read; what it writes goes to memory.
 #[derive(Debug, Clone, Default)]
@@ -126,19 +160,7 @@ impl HostCommand {
                 serde_json::to_value(bind).map_err(|e| Error::failure(format!("encode a mount: {e}")))?,
             );
         }
-        let mount = |place: &str, kind: &str, options: &[&str]| json!({"destination": place, "type": kind, "source": kind, "options": options});
-        mounts.extend([
-            mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
-            mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-            mount(
-                "/dev/pts",
-                "devpts",
-                &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-            ),
-            mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
-            mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-            mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        ]);
+        mounts.extend(system_mounts());
         let mut kinds = vec!["pid", "ipc", "uts", "mount"];
         if !self.host_network {
             kinds.push("network");
@@ -163,9 +185,8 @@ impl HostCommand {
             "linux": {
                 "namespaces": namespaces,
                 "resources": {"devices": [{"allow": false, "access": "rwm"}]},
-                "maskedPaths": ["/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-                    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"],
-                "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+                "maskedPaths": MASKED,
+                "readonlyPaths": READ_ONLY,
             },
         }))
     }

@@ -11,7 +11,7 @@ mod delete;
 mod exec;
 pub mod filesystems;
 mod fork;
-mod host;
+pub(crate) mod host;
 pub mod image;
 mod making;
 pub mod passed;

@@ -19,13 +19,13 @@ crate::methods! {
     /// Changes what a container isolates. UPDATE_DIFF changes what the specification has, UPDATE_REPLACE makes the container what it says; the set of isolated resource types stays the same.
     Update: Json<UpdateArgs> => Empty, errors "`NOT_FOUND`; `INVALID_ARGUMENT`: a field, or a resource type more or less than it isolates; `UNIMPLEMENTED`: a field that lmctfy or the kernel does not have; `FAILED_PRECONDITION`: the root, or what the kernel refuses";
     /// Moves threads into a container; 0 is the calling process.
-    Enter: EnterArgs => Empty, errors "`NOT_FOUND`: the container, or a thread; some of the threads may have been moved then. `UNIMPLEMENTED`: a thread that is no process, on cgroup v2";
-    /// Runs a program in a container; it is a child of the server, which keeps its status for Wait.
-    Run: Json<RunArgs> => Pid, fds "in: INHERIT: stdin, stdout and stderr; DETACHED: none; out: a pidfd", errors "`NOT_FOUND`; `INVALID_ARGUMENT`: no command, no absolute path, or descriptors that the policy does not take; `FAILED_PRECONDITION`: the program cannot be executed; `UNIMPLEMENTED`: a console, an AppArmor profile", blocks "until the program runs";
+    Enter: EnterArgs => Empty, errors "`NOT_FOUND`: the container, or a thread; some of the threads may have been moved then. `UNIMPLEMENTED`: a thread that is no process, on cgroup v2; a virtual host";
+    /// Runs a program in a container, in a virtual host's namespaces if it is one; the server keeps its status for Wait.
+    Run: Json<RunArgs> => Pid, fds "in: INHERIT: stdin, stdout and stderr; DETACHED: none; out: a pidfd", errors "`NOT_FOUND`; `INVALID_ARGUMENT`: no command, no absolute path, or descriptors that the policy does not take; `FAILED_PRECONDITION`: the program cannot be executed, or a virtual host is paused or its init has ended; `UNIMPLEMENTED`: a console, an AppArmor profile", blocks "until the program runs";
     /// Waits until a program that Run started has ended, and forgets it; the result is its wait status.
     Wait: WaitArgs => u32, errors "`NOT_FOUND`: Run did not start it, or its status was taken", blocks "until it has ended", from "airlock: `processes MUST be reaped by the caller` of seed 003, whose caller is the parent";
     /// Moves the calling process into a container, so that it can execute a program there. lmctfy's Exec replaces the caller's image, which only the caller can: the client library does it when this has succeeded.
-    Exec: ContainerName => Empty, errors "`NOT_FOUND`; `FAILED_PRECONDITION`: the server cannot see the caller's process";
+    Exec: ContainerName => Empty, errors "`NOT_FOUND`; `FAILED_PRECONDITION`: the server cannot see the caller's process; `UNIMPLEMENTED`: a virtual host";
     /// The specification of a container: what Create and Update have set.
     Spec: ContainerName => Json<ContainerSpec>, errors "`NOT_FOUND`";
     /// Names of the containers in a container, sorted.
@@ -46,8 +46,8 @@ crate::methods! {
     UnregisterNotification: UnregisterArgs => Empty, errors "`NOT_FOUND`: the container has no such notification";
     /// Kills all processes in a container and below, then visitor threads.
     KillAll: ContainerName => Empty, errors "`NOT_FOUND`; `FAILED_PRECONDITION`: the root; `UNAVAILABLE`: a process does not end", blocks "until they have ended, 10 s at most";
-    /// The pid of the init: of a virtual host its own, else the system's; inside of a sandbox, the root container's.
-    GetInitPid: ContainerName => i32, errors "`NOT_FOUND`";
+    /// The pid of a virtual host's init; of other containers the system's, inside of a sandbox the root container's.
+    GetInitPid: ContainerName => i32, errors "`NOT_FOUND`; `FAILED_PRECONDITION`: the virtual host's init has ended";
 }
 
 /// Names a container.
@@ -103,7 +103,8 @@ pub struct RunArgs {
     /// How it runs.
     #[serde(deserialize_with = "spec::strict")]
     pub spec: RunSpec,
-    /// Its environment, `NAME=value`. (lmctfy's is its caller's, which a server does not have.)
+    /// Its environment, `NAME=value`. (lmctfy's is its caller's, which a server does not have.) In a sandbox
+    /// or virtual host its own when empty.
     pub env: Vec<String>,
     /// Its working directory; `/` when empty.
     pub cwd: String,

@@ -12,7 +12,7 @@ crate::methods! {
     /// Finds a container; the result is its absolute name.
     Get: ContainerName => ContainerName, errors "`NOT_FOUND`; `INVALID_ARGUMENT`: no name";
     /// Makes a container that isolates what the specification has, and shares the rest with its parent: all of it or nothing. The result is its absolute name.
-    Create: Json<CreateArgs> => ContainerName, errors "`ALREADY_EXISTS`; `NOT_FOUND`: the parent; `INVALID_ARGUMENT`: a name, a field; `UNIMPLEMENTED`: a field that lmctfy or the kernel does not have; `FAILED_PRECONDITION`: what the kernel refuses";
+    Create: Json<CreateArgs> => ContainerName, errors "`ALREADY_EXISTS`; `NOT_FOUND`: the parent; `INVALID_ARGUMENT`: a name, a field; `UNIMPLEMENTED`: a field that lmctfy or the kernel does not have, a virtual host inside of a sandbox, a container below a virtual host; `FAILED_PRECONDITION`: what the kernel refuses, no such rootfs or init", blocks "until a virtual host's init is executed";
     /// Kills everything in a container and below, and removes it with its subcontainers.
     Destroy: ContainerName => Empty, errors "`NOT_FOUND`; `FAILED_PRECONDITION`: the root; `UNAVAILABLE`: a process does not end; the container stays then", blocks "until all is gone, 10 s at most";
     /// Tells which container a thread is in.

@@ -252,7 +252,7 @@ messages! {
     VirtualHostSpec {
         /// Never implemented.
         virtual_hostname: Option<String>,
-        /// Its first process; one that reaps and waits when absent.
+        /// Its first process; one that has the kernel reap and waits when absent.
         init: Option<VirtualHostInit>,
         /// Its network.
         network: Option<VirtualNetwork>,

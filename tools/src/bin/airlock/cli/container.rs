@@ -113,10 +113,10 @@ pub struct ContainerListArgs {
     pub name: String,
 }
 
-/// Run a command in a container, as a child of the server, and wait for it
+/// Run a command in a container, and wait for it
 ///
-/// Standard input, output and error, the environment and the working folder are the caller's (inside of a sandbox the folder
-/// is /). The exit status is the command's; 128 and the signal's number if it died of one.
+/// Standard input, output and error are the caller's, and so are environment and working folder (inside of a sandbox or
+/// virtual host: its own environment, and /). The exit status is the command's; 128 and the signal's number if it died of one.
 #[derive(Debug, Clone, Args)]
 pub struct ContainerRunArgs {
     #[command(flatten)]

@@ -120,15 +120,16 @@ fn lines(items: impl Iterator<Item = impl std::fmt::Display>) -> String {
 pub fn run(global: &Global, args: ContainerRunArgs) -> Result<ExitCode> {
     let mut client = client(global, &args.server)?;
     let policy = if args.no_wait { FdPolicy::Detached } else { FdPolicy::Inherit };
-    let cwd = match (&args.server.sandbox, std::env::current_dir()) {
-        (None, Ok(dir)) => dir.display().to_string(),
-        _ => String::new(),
+    // Files and environment of a sandbox are its own.
+    let elsewhere = args.server.sandbox.is_some() || {
+        let named = ContainerName { name: args.name.clone() };
+        client.call::<api::Spec>(&named, &[])?.value.0.virtual_host.is_some()
     };
-    let env = match args.server.sandbox {
-        // The container's own.
-        Some(_) => Vec::new(),
-        None => std::env::vars().map(|(name, value)| format!("{name}={value}")).collect(),
-    };
+    let (mut cwd, mut env) = (String::new(), Vec::new());
+    if !elsewhere {
+        cwd = std::env::current_dir().map(|dir| dir.display().to_string()).unwrap_or_default();
+        env = std::env::vars().map(|(name, value)| format!("{name}={value}")).collect();
+    }
     let run = Json(api::RunArgs {
         name: args.name,
         command: args.command,

@@ -11,11 +11,14 @@ use std::process::ExitCode;
 
 /// Serves until it is killed. The first line of output says that it is ready.
 pub fn run(global: &Global, args: MachineServeArgs) -> Result<ExitCode> {
-    let socket = match args.socket {
-        Some(socket) => socket,
-        None => global.airlock()?.states().root().join(SOCKET),
+    let socket = args.socket.unwrap_or_else(|| global.root.join(SOCKET));
+    let options = MachineOptions {
+        cgroup: args.cgroup,
+        socket,
+        states: global.root.clone(),
+        sandbox: super::create::this_program(),
     };
-    let server = MachineServer::listen(&MachineOptions { cgroup: args.cgroup, socket })?;
+    let server = MachineServer::listen(&options)?;
     output::print("listening\n")?;
     server.serve().map(|()| ExitCode::SUCCESS)
 }
