@@ -50,6 +50,15 @@ pub fn idle(loader: i32) -> usize {
     })
 }
 
+/// Waits until an idle loader has `before` descriptors again: it keeps two of each process whose end the spawner has not told
+/// it of, which may come after the answer to whoever failed to execute it.
+#[track_caller]
+pub fn idle_as_before(loader: i32, before: usize) {
+    crate::wait::until("the loader has as many descriptors as before", || {
+        (idle(loader) == before).then_some(())
+    });
+}
+
 /// Resident memory in KiB.
 pub fn rss(pid: i32) -> u64 {
     status_number(pid, "VmRSS:")

@@ -333,6 +333,6 @@ fn a_failed_member_leaves_the_pod_as_it_was() {
         assert_eq!(text.trim_end().lines().count(), 1, "{text}");
         leaks::nothing_left(&pod.state, &id);
     }
-    wait::until("the loader is as before", || (leaks::idle(loader) == idle).then_some(()));
+    leaks::idle_as_before(loader, idle);
     assert_eq!(pod.state.ok(["list", "-q"]).trim(), pod.id);
 }

@@ -112,7 +112,7 @@ fn what_cannot_be_read_is_said_in_gvisors_words() {
         drop(reader);
         assert!(c.fails("Fs.Read", &one, &[writer.as_fd()]).contains("Broken pipe"));
     }
-    wait::until("nothing to be left", || (leaks::idle(sandbox.loader()) == before).then_some(()));
+    leaks::idle_as_before(sandbox.loader(), before);
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn whoever_hangs_up_ends_an_endless_read() {
     urpc.send("Fs.Read", &json!({"path": "/sparse"}), &[writer.as_fd()]);
     reader.read_exact(&mut [0; 4096]).unwrap();
     drop(urpc);
-    wait::until("the worker to be gone", || (leaks::idle(loader) == before).then_some(()));
+    leaks::idle_as_before(loader, before);
     drop(writer);
     assert!(std::io::copy(&mut reader, &mut std::io::sink()).unwrap() < 1 << 30);
 }

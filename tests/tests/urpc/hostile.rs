@@ -33,7 +33,7 @@ fn stdio_of_any_type_is_passed_on_and_no_terminal_is_made_of_what_is_none() {
         let text = caller.fails("containerManager.ExecuteAsync", &args, &[n, n, n]);
         assert!(text.contains("terminal"), "{text}");
     }
-    assert_eq!(leaks::idle(loader), before);
+    leaks::idle_as_before(loader, before);
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn a_rootfs_must_be_a_mount() {
         assert!(text.contains("mount"), "{text}");
     }
     drop(own);
-    assert_eq!(leaks::idle(loader), before);
+    leaks::idle_as_before(loader, before);
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn more_descriptors_than_a_message_may_have() {
     let reply = urpc.call("containerManager.Processes", &json!(sandbox.id), &[null.as_fd(); 128]);
     assert!(reply.success, "{reply:?}");
     drop(urpc);
-    assert_eq!(leaks::idle(loader), before);
+    leaks::idle_as_before(loader, before);
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn broken_messages_end_their_connection_and_no_other() {
     }
     bystander.ok("containerManager.Processes", &json!(""), &[]);
     drop(bystander);
-    assert_eq!(leaks::idle(loader), before);
+    leaks::idle_as_before(loader, before);
 }
 
 #[test]
